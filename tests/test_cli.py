@@ -1,0 +1,277 @@
+"""`upsr` does every good file, names every bad one in a line, and never harms a file."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_model import save_tiny_model
+from typer.testing import CliRunner
+
+from upsr_jax import cli, image_io, upscaler
+from upsr_jax.cli import app
+from upsr_jax.inference import Restoration
+
+ROOT = Path(__file__).parent.parent
+
+
+def photo(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def enlarge(image):
+    return image.repeat(4, axis=0).repeat(4, axis=1)
+
+
+def repeat(params, lr, noise):
+    """Repeat each pixel, or give NaN for pictures that are black at the corner."""
+    image = lr.repeat(4, axis=1).repeat(4, axis=2)
+    image = np.where(lr[:, :1, :1] == -1, np.nan, image)
+    return Restoration(image, image, image, image)
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run `upsr` with a model that repeats pixels; give exit code, output and errors."""
+
+    def from_pretrained(folder, tile):
+        return upscaler.Upscaler(repeat, {}, tile)
+
+    monkeypatch.setattr(upscaler.Upscaler, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
+
+    def invoke(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+def test_files_and_folders_are_upscaled_into_a_mirrored_layout(tmp_path, run):
+    a = save(tmp_path / "a.png", photo(5, 7, 1))
+    b = save(tmp_path / "folder" / "b.bmp", photo(6, 4, 2))
+    c = save(tmp_path / "folder" / "deep" / "c.v2.tif", photo(3, 3, 3))
+    result = run("upscale", a, tmp_path / "folder", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"3 of 3 upscaled into {tmp_path / 'out'}\n"
+    for source, target in [(a, "a.png"), (b, "b.png"), (c, "deep/c.v2.png")]:
+        np.testing.assert_array_equal(read(tmp_path / "out" / target), enlarge(read(source)))
+
+
+def test_bad_files_are_named_after_which_the_others_are_done(tmp_path, run):
+    good = save(tmp_path / "good.png", photo(5, 7, 1))
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    cut = save(tmp_path / "cut.png", photo(50, 50))
+    cut.write_bytes(cut.read_bytes()[:900])
+    missing = tmp_path / ("missing" * 50 + ".png")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    black = save(tmp_path / "black.png", np.zeros((4, 4, 3), np.uint8))
+    last = save(tmp_path / "last.png", photo(1, 1, 2))
+    bad = [missing, bare, empty, text, cut, black]
+    result = run(
+        "upscale", empty, text, cut, missing, bare, good, black, last, "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 1
+    assert result.stdout == f"2 of 8 upscaled into {tmp_path / 'out'}\n"
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == len(bad)
+    for path, line in zip(bad, lines, strict=True):
+        assert line.startswith(f"{path}: ")
+    assert sorted(os.listdir(tmp_path / "out")) == ["good.png", "last.png"]
+
+
+def test_existing_results_are_kept_unless_replacing_is_asked_for(tmp_path, run):
+    a, b = save(tmp_path / "a.png", photo(5, 7, 1)), save(tmp_path / "b.png", photo(5, 7, 2))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.png").write_bytes(b"mine")
+    result = run("upscale", a, b, "--out", out)
+    assert result.exit_code == 1
+    assert f"{a}: {out / 'a.png'} exists already; add --overwrite" in result.stderr
+    assert (out / "a.png").read_bytes() == b"mine"
+    np.testing.assert_array_equal(read(out / "b.png"), enlarge(read(b)))
+
+    assert run("upscale", a, b, "--out", out, "--overwrite").exit_code == 0
+    np.testing.assert_array_equal(read(out / "a.png"), enlarge(read(a)))
+
+
+def test_a_source_is_never_replaced_by_its_result(tmp_path, run):
+    a = save(tmp_path / "a.png", photo(5, 7))
+    before = a.read_bytes()
+    result = run("upscale", a, "--out", tmp_path, "--overwrite")
+    assert result.exit_code == 1
+    assert f"{a}: its result would replace it" in result.stderr
+    assert a.read_bytes() == before
+
+
+def test_results_inside_the_input_folder_are_not_upscaled_again(tmp_path, run):
+    save(tmp_path / "a.png", photo(5, 7))
+    for _ in range(2):
+        result = run("upscale", tmp_path, "--out", tmp_path / "out", "--overwrite")
+        assert result.exit_code == 0, result.output
+    assert os.listdir(tmp_path / "out") == ["a.png"]
+
+
+def test_two_sources_of_one_result_are_refused_up_front(tmp_path, run):
+    save(tmp_path / "a.png", photo(5, 7))
+    save(tmp_path / "a.bmp", photo(5, 7))
+    result = run("upscale", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "a.bmp and" in result.stderr
+    assert "a.png would both become" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_file_given_twice_is_done_once(tmp_path, run):
+    a = save(tmp_path / "a.png", photo(5, 7))
+    result = run("upscale", a, tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("1 of 1 upscaled")
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/none"])
+def test_an_impossible_output_folder_is_refused_before_any_work(tmp_path, run, monkeypatch, out):
+    monkeypatch.setattr(cli, "load_upscaler", lambda *_: pytest.fail("loaded a model"))
+    (tmp_path / "file").touch()
+    a = save(tmp_path / "a.png", photo(5, 7))
+    result = run("upscale", a, "--out", tmp_path / out)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert f"{tmp_path / out}: no folder to write to" in result.stderr
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_other_formats_can_be_asked_for(tmp_path, run, suffix):
+    a = save(tmp_path / "a.png", np.full((8, 8, 3), 100, np.uint8))
+    assert run("upscale", a, "--out", tmp_path / "out", "--format", suffix).exit_code == 0
+    found = read(tmp_path / "out" / f"a.{suffix}")
+    assert found.shape == (32, 32, 3)
+    assert np.abs(found.astype(int) - 100).max() <= 2
+
+
+def test_what_the_format_cannot_hold_is_said_before_the_work(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(upscaler.Upscaler, "__call__", lambda *_, **__: pytest.fail("worked"))
+    a = save(tmp_path / "a.png", photo(1, 4096))
+    result = run("upscale", a, "--out", tmp_path / "out", "--format", "webp")
+    assert result.exit_code == 1
+    assert "at most 16383 pixels a side" in result.stderr
+
+
+def test_ctrl_c_stops_at_once_and_leaves_whole_files(tmp_path, run, monkeypatch):
+    for name in "abc":
+        save(tmp_path / f"{name}.png", photo(5, 7))
+    fsync = os.fsync
+
+    def interrupt_second(descriptor):
+        if (tmp_path / "out" / "a.png").exists():
+            raise KeyboardInterrupt
+        fsync(descriptor)
+
+    monkeypatch.setattr(image_io.os, "fsync", interrupt_second)
+    result = run("upscale", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 130
+    assert "stopped; the results written so far are whole" in result.stderr
+    assert os.listdir(tmp_path / "out") == ["a.png"]
+
+
+def test_a_killed_run_leaves_no_part_of_a_result(tmp_path):
+    a = save(tmp_path / "a.png", photo(5, 7))
+    # Stop in the worst moment: the picture is written, but has not got its name yet.
+    code = f"""
+import os, time
+from upsr_jax.image_io import read_image, write_image
+os.fsync = lambda descriptor: (print("writing", flush=True), time.sleep(60))
+write_image({str(tmp_path / "out" / "a.png")!r}, read_image({str(a)!r}))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout.readline() == b"writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (left,) = os.listdir(tmp_path / "out")
+    assert left.startswith(".upsr-")
+    assert left.endswith(".part")
+
+
+@pytest.mark.parametrize("model", ["gone", "file"])
+def test_a_bad_model_is_named_in_one_line(tmp_path, model):
+    (tmp_path / "file").touch()
+    a = save(tmp_path / "a.png", photo(5, 7))
+    arguments = [
+        "upscale",
+        str(a),
+        "--out",
+        str(tmp_path / "out"),
+        "--model",
+        str(tmp_path / model),
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert str(tmp_path / model) in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_bad_tile_is_refused_in_one_line(tmp_path, run):
+    a = save(tmp_path / "a.png", photo(5, 7))
+    result = run("upscale", a, "--out", tmp_path / "out", "--tile", "100")
+    assert result.exit_code == 2
+    assert result.stderr == "upsr: tile is 100, but must be a multiple of 64.\n"
+
+
+def test_help_is_fast_and_does_not_import_jax():
+    code = "import sys; from upsr_jax.cli import app; sys.argv[1:] = ['upscale', '--help']\n"
+    code += "try: app()\nfinally: print('jax' in sys.modules)"
+    start = time.monotonic()
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert time.monotonic() - start < 5  # a second when nothing else runs
+    assert "Upscale photos x4" in run.stdout
+    assert run.stdout.splitlines()[-1] == "False"
+
+
+def test_the_command_upscales_with_a_model_folder(tmp_path):
+    """The whole way in real processes: same seed, same bytes, from the compilation cache too."""
+    model = save_tiny_model(tmp_path / "tiny")
+    a = save(tmp_path / "a.png", photo(30, 40))
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", "from upsr_jax.cli import app; app()"]
+
+    def upscale(out):
+        arguments = ["upscale", a, "--out", tmp_path / out, "--model", model]
+        run = subprocess.run(
+            [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        assert run.stderr == ""
+        return (tmp_path / out / "a.png").read_bytes()
+
+    first = upscale("first")
+    assert read(tmp_path / "first" / "a.png").shape == (120, 160, 3)
+    assert os.listdir(tmp_path / "cache" / "upsr_jax")
+    assert upscale("second") == first
+
+
+def test_info_describes_a_model(tmp_path):
+    model = save_tiny_model(tmp_path / "tiny")
+    result = CliRunner().invoke(app, ["info", str(model)])
+    assert result.exit_code == 0, result.output
+    assert f"tiny ({model})" in result.stdout
+    assert '"kappa": 2.5' in result.stdout

@@ -1,0 +1,64 @@
+"""The prior against the golden batch and the uncertainty rule at its corners."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from upsr_jax.prior import make_prior
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+def test_prior_matches_golden():
+    with jax.enable_x64(True):
+        golden = {
+            name: jnp.asarray(rearrange(array, "b c h w -> b h w c"), jnp.float64)
+            for name, array in np.load(GOLDENS / "diffusion.npz").items()
+            if array.ndim == 4
+        }
+        unit_estimate = (golden["estimate"] + 1) / 2
+        prior = make_prior(lambda lr: unit_estimate, golden["lr"], un=0.1, min_noise=0.4)
+    for actual, name in [
+        (prior.bicubic, "bicubic"),
+        (prior.estimate, "estimate"),
+        (prior.noise_weight, "noise_weight"),
+        (prior.condition[:1], "condition"),
+    ]:
+        error = np.linalg.norm(actual - golden[name])
+        assert error < 2e-7 * np.linalg.norm(golden[name]), name
+
+
+def constant_prior(difference, un=0.1, min_noise=0.4):
+    """A prior whose estimate is `difference` brighter (in unit range) than its bicubic."""
+    lr = jnp.full((1, 2, 2, 3), -0.5)
+    estimate = jnp.full((1, 8, 8, 3), 0.25 + difference)
+    return jax.jit(lambda lr: make_prior(lambda _: estimate, lr, un, min_noise))(lr)
+
+
+def test_noise_weight_grows_with_the_disagreement_and_saturates():
+    weights = [
+        float(constant_prior(difference).noise_weight[0, 0, 0, 0])
+        for difference in (0.0, 0.05, -0.05, 0.1, 0.6)
+    ]
+    np.testing.assert_allclose(weights, [0.4, 0.7, 0.7, 1.0, 1.0], atol=1e-5)
+
+
+def test_zero_un_switches_the_weighting_off():
+    np.testing.assert_array_equal(constant_prior(0.03, un=0.0).noise_weight, 1.0)
+
+
+def test_the_estimator_sees_and_gives_unit_images():
+    seen = []
+    lr = jnp.array([-1.0, 0.0, 1.0]).reshape(1, 1, 3, 1).repeat(3, axis=-1)
+
+    def estimate_fn(x):
+        seen.append(x)
+        return x.repeat(4, axis=1).repeat(4, axis=2)
+
+    prior = make_prior(estimate_fn, lr, un=0.1, min_noise=0.4)
+    np.testing.assert_array_equal(seen[0][0, 0, :, 0], [0.0, 0.5, 1.0])
+    np.testing.assert_array_equal(prior.estimate[0, 0, ::4, 0], [-1.0, 0.0, 1.0])
+    np.testing.assert_array_equal(prior.condition[..., :48].min(axis=(0, 1, 3)), [-1.0, 0.0, 1.0])

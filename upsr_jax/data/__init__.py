@@ -1,0 +1,1 @@
+"""Photographs to training batches and evaluation pairs."""

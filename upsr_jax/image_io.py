@@ -1,0 +1,198 @@
+"""Read photos as 8-bit sRGB arrays, and write results whole or not at all.
+
+16-bit files are scaled down and other colour spaces converted, so that no picture changes its look
+on the way; metadata (EXIF, ICC) is not carried over. Errors are ImageError, one sentence each.
+"""
+
+import contextlib
+import io
+import os
+import secrets
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+READ_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+MAX_PIXELS = 2**26  # the result has 16 times as many, 3 GiB of them
+
+# TIFF tags. Of 16-bit grey, Pillow decodes rightly what uses all 16 bits and means black by 0.
+BITS_PER_SAMPLE, PHOTOMETRIC, ZERO_IS_BLACK = 258, 262, 1
+
+
+class Writer(NamedTuple):
+    """How one file format is written and what it can hold."""
+
+    format: str
+    options: Mapping[str, Any]
+    max_side: int
+    has_alpha: bool
+
+
+WRITERS = {
+    ".png": Writer("PNG", {}, 2**31 - 1, True),
+    ".jpg": Writer("JPEG", {"quality": 95, "subsampling": 0}, 65500, False),
+    ".webp": Writer("WEBP", {"quality": 95}, 16383, True),
+}
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read or written; the message names the file and the cure."""
+
+
+def find_images(folder: Path) -> list[Path]:
+    """List the image files below a folder, by their suffix, in a fixed order."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in READ_SUFFIXES and path.is_file()
+    )
+
+
+def read_image(path: str | Path) -> UInt8[np.ndarray, "h w c"]:
+    """Read a photo as it is meant to be seen: upright, sRGB, 8 bits.
+
+    Returns RGB, or RGBA if any pixel is not opaque. Raises ImageError for anything but one whole
+    still image of at most MAX_PIXELS pixels; nothing is decoded before the size is known.
+    """
+    try:
+        return to_pixels(_decode(Path(path)))
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+    """Turn an image of any common mode into upright 8-bit sRGB, RGBA if any pixel is not opaque."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") and not image.has_transparency_data:
+        image = _scale_to_8_bits(image)
+    if image.mode in ("I", "F", "LAB", "HSV") or image.mode.startswith("I;16"):
+        raise ImageError(f"pixels of mode {image.mode} are not supported; save it as 8-bit RGB.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode not in ("L", "CMYK"):  # those may have a profile of their own
+        image = image.convert("RGB")
+    pixels = np.asarray(_to_srgb(image))
+    return pixels[..., :3] if pixels.shape[-1] == 4 and pixels[..., 3].min() == 255 else pixels
+
+
+def check_storable(path: Path, height: int, width: int, has_alpha: bool) -> None:
+    """Raise ImageError if the format that `path` names cannot hold such a picture."""
+    writer = WRITERS.get(path.suffix)
+    if writer is None:
+        raise ImageError(f"{path}: the name must end in one of {', '.join(WRITERS)}.")
+    if max(height, width) > writer.max_side:
+        raise ImageError(
+            f"{path}: {writer.format} holds at most {writer.max_side} pixels a side, "
+            f"not {width}x{height}; use png."
+        )
+    if has_alpha and not writer.has_alpha:
+        raise ImageError(f"{path}: {writer.format} holds no transparency; use png or webp.")
+
+
+def write_image(
+    path: str | Path, image: UInt8[np.ndarray, "h w c"], overwrite: bool = False
+) -> None:
+    """Write RGB or RGBA under a temporary name beside `path`, then give it its name at once.
+
+    Folders are made as needed. A kill leaves at most a hidden `.upsr-*.part`. Raises ImageError if
+    `path` exists (unless `overwrite`) or cannot be written.
+    """
+    path = Path(path)
+    check_storable(path, *image.shape[:2], has_alpha=image.shape[2] == 4)
+    writer = WRITERS[path.suffix]
+    part = path.with_name(f".upsr-{secrets.token_hex(8)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "xb") as file:
+            Image.fromarray(image).save(file, writer.format, **writer.options)
+            file.flush()
+            os.fsync(file.fileno())
+        _publish(part, path, overwrite)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be written ({error.strerror or error}).") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def _decode(path: Path) -> Image.Image:
+    if not os.path.exists(path):  # unlike Path.exists, it never raises
+        raise ImageError("no such file.")
+    if not path.is_file():
+        raise ImageError("not a file.")
+    if path.stat().st_size == 0:
+        raise ImageError("the file is empty (0 bytes); get it again.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are checked here
+            with Image.open(path, formats=READ_FORMATS) as image:
+                _check_readable(image)
+                image.load()
+                return ImageOps.exif_transpose(image)
+    except ImageError:
+        raise
+    except PermissionError as error:
+        raise ImageError("no permission to read it.") from error
+    except UnidentifiedImageError as error:
+        raise ImageError("not a whole JPEG, PNG, WebP, BMP or TIFF image.") from error
+    except Image.DecompressionBombError as error:
+        raise _too_large() from error
+    except Exception as error:  # decoders raise anything on damaged files
+        raise ImageError(f"damaged or cut short ({error}); get a whole copy.") from error
+
+
+def _check_readable(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large()
+    # A phone's JPEG of format MPO hides a depth map or a second view behind the photo.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise ImageError("holds more than one picture; save the one you mean.")
+    if image.format == "TIFF" and image.mode.startswith("I;16"):
+        layout = image.getexif().get(BITS_PER_SAMPLE), image.getexif().get(PHOTOMETRIC)
+        if layout != (16, ZERO_IS_BLACK):
+            raise ImageError("this kind of 16-bit TIFF is not supported; save it as 8-bit RGB.")
+
+
+def _too_large() -> ImageError:
+    return ImageError(f"more than {MAX_PIXELS:,} pixels, the most that is read; cut it into parts.")
+
+
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey; Pillow's own conversion clips it."""
+    grey = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+    grey.info = image.info
+    return grey
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return image.convert(mode)
+    try:
+        source, target = io.BytesIO(profile), ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(source, target, image.mode, mode)
+    except ImageCms.PyCMSError:
+        # Damaged, or meant for other channels: viewers show such a picture as sRGB too.
+        return image.convert(mode)
+    return transform.apply(image)
+
+
+def _publish(part: Path, path: Path, overwrite: bool) -> None:
+    """Give a finished file its name in one step; unlike a rename, a link never replaces a file."""
+    if overwrite:
+        os.replace(part, path)
+        return
+    try:
+        os.link(part, path)
+    except FileExistsError as error:
+        raise ImageError(f"{path}: exists already; nothing was replaced.") from error
+    except OSError:  # a file system without hard links
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        os.replace(part, path)

@@ -1,0 +1,73 @@
+"""Training losses of the denoiser and the estimator. They take functions, never models."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from upsr_jax.diffusion import Schedule, q_sample, scale_input
+from upsr_jax.ops import pixel_unshuffle
+from upsr_jax.prior import Prior
+
+Image = Float[Array, "b h w 3"]
+LpipsFn = Callable[[Image, Image], Float[Array, "b"]]
+
+
+def diffusion_loss(
+    schedule: Schedule,
+    denoise_fn: Callable[..., Image],
+    lpips_fn: LpipsFn,
+    prior: Prior,
+    hr: Image,
+    noise: Image,
+    t: Int[Array, "b"],
+    lpips_weight: float,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Measure how well x_0 is predicted from x_t (arXiv 2503.18512, Sec. 3.3).
+
+    The loss is the mean squared error over all pixels plus `lpips_weight` times LPIPS of the
+    clipped prediction. `hr` and `noise` are signed and standard normal, at full resolution; `t`
+    holds 0-based steps. `lpips_fn` is not called where its weight is 0.
+
+    Returns:
+      The mean loss and its terms.
+    """
+    x_0, y_bic, weight, noise = jax.tree.map(
+        pixel_unshuffle, (hr, prior.bicubic, prior.noise_weight, noise)
+    )
+    x_t = q_sample(schedule, x_0, y_bic, weight, noise, t)
+    timesteps = jnp.asarray(schedule.timesteps)[t]
+    predicted = denoise_fn(scale_input(schedule, x_t, t), timesteps, prior.condition)
+    mse = jnp.mean((predicted - hr) ** 2)
+    return _with_lpips(mse, {"mse": mse}, lpips_fn, predicted, hr, lpips_weight)
+
+
+def estimator_loss(
+    estimate_fn: Callable[[Image], Image],
+    lpips_fn: LpipsFn,
+    lr: Image,
+    hr: Image,
+    lpips_weight: float,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Measure the estimator's mean absolute error in unit range, plus LPIPS if it has a weight.
+
+    `lr` and `hr` are signed; `estimate_fn` maps unit images to unit images. arXiv 2401.08209,
+    Sec. 4.1, on Real-ESRGAN's degradations.
+
+    Returns:
+      The mean loss and its terms.
+    """
+    estimate = 2 * estimate_fn((lr + 1) / 2) - 1
+    l1 = jnp.mean(jnp.abs(estimate - hr)) / 2
+    return _with_lpips(l1, {"l1": l1}, lpips_fn, estimate, hr, lpips_weight)
+
+
+def _with_lpips(
+    loss: Array, terms: dict, lpips_fn: LpipsFn, image: Image, hr: Image, weight: float
+) -> tuple[Array, dict]:
+    if not weight:
+        return loss, {"loss": loss, **terms}
+    lpips = jnp.mean(lpips_fn(jnp.clip(image, -1, 1), hr))
+    loss += weight * lpips
+    return loss, {"loss": loss, **terms, "lpips": lpips}

