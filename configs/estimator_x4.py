@@ -3,7 +3,7 @@
     python -m upsr_jax.main --config configs/estimator_x4.py --workdir runs/estimator_x4
 
 It sees the same degradations as the denoiser. Set config.loss.lpips_weight for sharper estimates.
-The model folder `runs/estimator_x4/model` is what config.pretrained.estimator of the denoiser names.
+Its model folder, `runs/estimator_x4/model`, goes into config.pretrained.estimator of the denoiser.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,6 @@ def get_config() -> ConfigDict:
     """Return `realsr_x4` with the estimator as the network that is trained."""
     config = realsr_x4.get_config()
     config.network = "estimator"
-    config.dtype = "float32"  # in bfloat16, category and dictionary logits tie too often
     config.loss.lpips_weight = 0.0
     config.schedule.learning_rate = 2e-4
     return config

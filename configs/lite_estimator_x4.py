@@ -1,4 +1,9 @@
-"""The estimator of the built-in model."""
+"""The estimator of the built-in model: 0.1 M parameters, L1 loss.
+
+    python -m upsr_jax.main --config configs/lite_estimator_x4.py --workdir runs/lite_estimator
+
+See `lite_x4.py`. It takes about half an hour on two CPU cores.
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,12 +11,12 @@ from configs import lite_x4
 
 
 def get_config() -> ConfigDict:
+    """Return `lite_x4` with the estimator as the network that is trained."""
     config = lite_x4.get_config()
     config.network = "estimator"
     config.data.update(batch_size=32, crop_size=96)
+    config.pretrained.estimator = ""
     config.loss.lpips_weight = 0.0
-    config.schedule.update(
-        learning_rate=1.5e-3, warmup_steps=100, decay_steps=2400, final_learning_rate=1e-5
-    )
-    config.train.update(steps=2400, eval_every=400, checkpoint_every=400)
+    config.schedule.update(learning_rate=1.5e-3, decay_steps=2400)
+    config.train.steps = 2400
     return config

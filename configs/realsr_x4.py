@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
                 eval_every=5000,
             ),
             eval=dict(
-                model="",  # a model folder; empty: the last checkpoint of the workdir
+                model="",  # a model folder; empty: that of the last checkpoint in the workdir
                 gt="data/imagenet_test/gt",
                 lr="data/imagenet_test/lq",  # empty: gt degraded by `degradation`
                 crop_size=256,  # of gt, where lr is empty

@@ -1,4 +1,8 @@
-"""Read goldens: numbers computed in float64 with PyTorch, stored as float32, in NCHW."""
+"""Read goldens: numbers computed in float64 with PyTorch, stored as float32, in NCHW.
+
+Large outputs are kept at every third row and column only, large gradients at every fifth number:
+compare them with `thin_image` and `thin_gradient` of one's own.
+"""
 
 import json
 from pathlib import Path
@@ -35,6 +39,16 @@ def seeded(name: str, shape: tuple[int, ...]) -> np.ndarray:
 def nhwc(x: np.ndarray) -> np.ndarray:
     """Move a PyTorch batch of images to our layout, as float64."""
     return rearrange(x, "b c h w -> b h w c").astype(np.float64)
+
+
+def thin_image(x: np.ndarray) -> np.ndarray:
+    """Keep every third row and column of a batch in our layout."""
+    return np.asarray(x)[:, ::3, ::3]
+
+
+def thin_gradient(gradient: np.ndarray) -> np.ndarray:
+    """Keep every fifth number of an array in PyTorch's layout."""
+    return np.ravel(gradient)[::5]
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:

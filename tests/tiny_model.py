@@ -1,40 +1,43 @@
-"""A model of seeded random weights, in the smallest configuration."""
+"""Models of seeded random weights, in the smallest configurations."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from configs import tiny
 from upsr_jax.checkpoint import save_model
 from upsr_jax.networks import init_denoiser, init_estimator
 
 
-def random_params(seed: int = 0) -> dict:
-    """Draw params of `configs/tiny.py` without compiling the networks' own initialization."""
-    config = tiny.get_config().to_dict()
-    shapes = {
-        "denoiser": jax.eval_shape(
-            lambda key: init_denoiser(key, config["model"]), jax.random.key(0)
-        ),
-        "estimator": jax.eval_shape(
-            lambda key: init_estimator(key, config["estimator"]), jax.random.key(0)
-        ),
-    }
+def draw(init_fn: Any, block: Any, seed: int = 0) -> Any:
+    """Draw params of a network without compiling its own initialization, which takes longer."""
+    shapes = jax.eval_shape(lambda key: init_fn(key, block), jax.random.key(0))
     generator = np.random.default_rng(seed)
 
-    def draw(path, leaf):
+    def draw_leaf(path, leaf):
         if path[-1].key == "scale":
             return np.ones(leaf.shape, np.float32)
-        spread = 0.5 / np.sqrt(np.prod(leaf.shape[:-1]))
+        # With this factor pictures are neither flat nor saturated.
+        spread = 0.8 / np.sqrt(np.prod(leaf.shape[:-1]))
         return spread * generator.standard_normal(leaf.shape, np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw_leaf, shapes)
+
+
+def random_params(config: ConfigDict) -> dict[str, Any]:
+    """Draw params of both networks of a config."""
+    return {
+        "denoiser": draw(init_denoiser, config.model),
+        "estimator": draw(init_estimator, config.estimator),
+    }
 
 
 def save_tiny_model(folder: Path) -> Path:
     """Write the model folder and return it; it samples in one step, which compiles fast."""
     config = tiny.get_config()
     config.sampler.steps = 1
-    save_model(folder, config, random_params())
+    save_model(folder, config, random_params(config))
     return folder

@@ -86,7 +86,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Convert PyTorch weights to a model folder, or a model folder back to PyTorch."""
-    from upsr_jax.conversion import convert_files
+    from upsr_jax.convert_files import convert_files
 
     try:
         report = convert_files(sources, destination, overwrite)
@@ -126,12 +126,13 @@ def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], li
     sources, problems = {}, []
     for given in inputs:
         if os.path.isdir(given):
-            found = [
-                path for path in find_images(given) if out.resolve() not in path.resolve().parents
+            pairs = [
+                (path, out / path.relative_to(given).with_suffix(suffix))
+                for path in map(Path, find_images(given))
+                if out.resolve() not in path.resolve().parents
             ]
-            pairs = [(path, out / path.relative_to(given).with_suffix(suffix)) for path in found]
             if not pairs:
-                suffixes = ", ".join(sorted(READ_SUFFIXES))
+                suffixes = ", ".join(READ_SUFFIXES)
                 problems.append(f"{given}: no images in this folder; looked for {suffixes}.")
         elif os.path.exists(given):  # unlike Path.exists, it never raises
             pairs = [(given, out / f"{given.stem}{suffix}")]

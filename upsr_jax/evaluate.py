@@ -4,6 +4,7 @@ Protocol: one run per image, padded by reflection to a multiple of 64 and croppe
 the seed plus the image's number; metrics on the clipped, unrounded result (`describe_protocol`).
 """
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +17,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from upsr_jax.data.degradation import degrade, to_bytes, to_unit
-from upsr_jax.data.sources import Pair, list_images, list_pairs, read_image, read_pair
-from upsr_jax.inference import SIZE_MULTIPLE, Restoration, make_super_resolve
+from upsr_jax.data.sources import Pair, eval_pairs, list_images, read_image
+from upsr_jax.inference import SIZE_MULTIPLE, Restoration, make_super_resolve, padded_side
 from upsr_jax.metrics.psnr_ssim import psnr_y, ssim_y
 from upsr_jax.models.lpips import LPIPS
 from upsr_jax.networks import apply
@@ -39,7 +40,7 @@ class Report(NamedTuple):
 
 
 class NamedPair(NamedTuple):
-    """A pair and the name of its image."""
+    """A pair and the name of its image, its path within the folder."""
 
     name: str
     pair: Pair
@@ -51,9 +52,10 @@ def load_pairs(config: ConfigDict) -> list[NamedPair]:
     Without `lr`, the ground truth is the centre square of each image, at most `crop_size` wide,
     and the degradation the same each time.
     """
-    gt, lr, limit = config.eval.gt, config.eval.lr, config.eval.max_images
-    if lr:
-        return [NamedPair(Path(f.hr).stem, read_pair(f)) for f in list_pairs(gt, lr)[:limit]]
+    gt, limit = config.eval.gt, config.eval.max_images
+    if config.eval.lr:
+        found = itertools.islice(eval_pairs(gt, config.eval.lr), limit)
+        return [NamedPair(name, Pair(hr, lr)) for name, hr, lr in found]
     settings = config.degradation.to_dict()
     use_sharp = settings.pop("use_sharp")
     if use_sharp:
@@ -62,9 +64,8 @@ def load_pairs(config: ConfigDict) -> list[NamedPair]:
     for i, file in enumerate(list_images(gt)[:limit]):
         hr = centre_crop(read_image(file), config.eval.crop_size)
         rng = np.random.default_rng((config.eval.seed, i))
-        pairs.append(
-            NamedPair(Path(file).stem, Pair(hr, to_bytes(degrade(rng, to_unit(hr), **settings))))
-        )
+        lr = to_bytes(degrade(rng, to_unit(hr), **settings))
+        pairs.append(NamedPair(Path(file).relative_to(gt).as_posix(), Pair(hr, lr)))
     return pairs
 
 
@@ -79,6 +80,8 @@ class Evaluator:
     """Evaluate params on the pairs of config.eval; keeps pairs and compiled programs."""
 
     def __init__(self, config: ConfigDict):
+        if min(config.eval.max_images, config.eval.pictures) < 1:
+            raise ValueError("config.eval.max_images and config.eval.pictures must be at least 1")
         self.config = config
         self.pairs = load_pairs(config)
         self.lpips = jax.device_put(load_lpips_vgg())
@@ -105,7 +108,7 @@ class Evaluator:
     def restore(self, params: Mapping[str, Any], lr: np.ndarray, number: int) -> Restoration:
         """Restore one unit image [1, h, w, 3], padded to a multiple of 64 and cropped."""
         height, width = lr.shape[1:3]
-        padded = [-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in (height, width)]
+        padded = padded_side(height), padded_side(width)
         noise = noise_window(self.config.eval.seed + number, 0, 0, 4 * padded[0], 4 * padded[1])
         image = pad_reflect(lr[0], *padded)[None]
         restored = self.super_resolve(params, 2 * image - 1, noise[None])
@@ -143,12 +146,12 @@ def stack_strips(strips: list[np.ndarray]) -> np.ndarray:
 
 
 def load_params(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Load the model folder config.eval.model, or else the one that training left in `workdir`.
+    """Load the model folder config.eval.model, or else that of the last checkpoint in `workdir`.
 
-    Raises ValueError if its networks are others than the config's.
+    Raises ValueError if networks are missing or others than the config's.
     """
     folder = Path(config.eval.model) if config.eval.model else workdir / "model"
-    return load_networks(folder, config)
+    return load_networks(folder, config, ["estimator", config.network])
 
 
 def describe_protocol(config: ConfigDict, images: int) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-READ_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 2**26  # the result has 16 times as many, 3 GiB of them
 
 # TIFF tags. Of 16-bit grey, Pillow decodes rightly what uses all 16 bits and means black by 0.
 BITS_PER_SAMPLE, PHOTOMETRIC, ZERO_IS_BLACK = 258, 262, 1
 
 
-class Writer(NamedTuple):
+class Encoder(NamedTuple):
     """How one file format is written and what it can hold."""
 
     format: str
@@ -34,10 +34,10 @@ class Writer(NamedTuple):
     has_alpha: bool
 
 
-WRITERS = {
-    ".png": Writer("PNG", {}, 2**31 - 1, True),
-    ".jpg": Writer("JPEG", {"quality": 95, "subsampling": 0}, 65500, False),
-    ".webp": Writer("WEBP", {"quality": 95}, 16383, True),
+ENCODERS = {
+    ".png": Encoder("PNG", {}, 2**31 - 1, True),
+    ".jpg": Encoder("JPEG", {"quality": 95, "subsampling": 0}, 65500, False),
+    ".webp": Encoder("WEBP", {"quality": 95}, 16383, True),
 }
 
 
@@ -45,12 +45,16 @@ class ImageError(ValueError):
     """A picture that cannot be read or written; the message names the file and the cure."""
 
 
-def find_images(folder: Path) -> list[Path]:
-    """List the image files below a folder, by their suffix, in a fixed order."""
+def find_images(folder: str | Path) -> list[str]:
+    """List the image files in a folder and its subfolders, by their suffix, sorted.
+
+    Links are followed, and files left out whose names begin with a dot.
+    """
     return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in READ_SUFFIXES and path.is_file()
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(READ_SUFFIXES) and not name.startswith(".")
     )
 
 
@@ -83,16 +87,16 @@ def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
 
 def check_storable(path: Path, height: int, width: int, has_alpha: bool) -> None:
     """Raise ImageError if the format that `path` names cannot hold such a picture."""
-    writer = WRITERS.get(path.suffix)
-    if writer is None:
-        raise ImageError(f"{path}: the name must end in one of {', '.join(WRITERS)}.")
-    if max(height, width) > writer.max_side:
+    encoder = ENCODERS.get(path.suffix)
+    if encoder is None:
+        raise ImageError(f"{path}: the name must end in one of {', '.join(ENCODERS)}.")
+    if max(height, width) > encoder.max_side:
         raise ImageError(
-            f"{path}: {writer.format} holds at most {writer.max_side} pixels a side, "
+            f"{path}: {encoder.format} holds at most {encoder.max_side} pixels a side, "
             f"not {width}x{height}; use png."
         )
-    if has_alpha and not writer.has_alpha:
-        raise ImageError(f"{path}: {writer.format} holds no transparency; use png or webp.")
+    if has_alpha and not encoder.has_alpha:
+        raise ImageError(f"{path}: {encoder.format} holds no transparency; use png or webp.")
 
 
 def write_image(
@@ -105,12 +109,12 @@ def write_image(
     """
     path = Path(path)
     check_storable(path, *image.shape[:2], has_alpha=image.shape[2] == 4)
-    writer = WRITERS[path.suffix]
+    encoder = ENCODERS[path.suffix]
     part = path.with_name(f".upsr-{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "xb") as file:
-            Image.fromarray(image).save(file, writer.format, **writer.options)
+            Image.fromarray(image).save(file, encoder.format, **encoder.options)
             file.flush()
             os.fsync(file.fileno())
         _publish(part, path, overwrite)

@@ -9,9 +9,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from upsr_jax.diffusion import Schedule, respace
-from upsr_jax.models.atd import ATD
-from upsr_jax.models.swin_unet import SwinUNet
-from upsr_jax.networks import apply
+from upsr_jax.networks import apply, create_denoiser, create_estimator
 from upsr_jax.prior import make_prior
 from upsr_jax.sampler import sample
 
@@ -28,6 +26,11 @@ class Restoration(NamedTuple):
     noise_weight: Images
 
 
+def padded_side(side: int) -> int:
+    """Round a side up to the next multiple that the networks take."""
+    return -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE
+
+
 def make_super_resolve(
     config: ConfigDict,
 ) -> Callable[[Mapping[str, Any], Array, Array], Restoration]:
@@ -37,7 +40,7 @@ def make_super_resolve(
     alone restores with its estimate. `lr` [b, h, w, 3] is signed, with sides that are multiples
     of `SIZE_MULTIPLE`; `noise` [b, 4h, 4w, 3] is standard normal.
     """
-    estimator = ATD(**config.estimator, dtype=config.dtype)
+    estimator = create_estimator(config)
 
     def prior_of(params: Mapping[str, Any], lr: Array):
         return make_prior(
@@ -55,7 +58,7 @@ def make_super_resolve(
 
         return restore_by_estimator
 
-    denoiser = SwinUNet(**config.model, dtype=config.dtype)
+    denoiser = create_denoiser(config)
     schedule = respace(Schedule.create(**config.diffusion), config.sampler.steps)
 
     def restore(params: Mapping[str, Any], lr: Array, noise: Array) -> Restoration:

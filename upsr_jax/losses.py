@@ -44,10 +44,10 @@ def diffusion_loss(
 
 
 def estimator_loss(
-    estimate_fn: Callable[[Image], Image],
+    estimate_fn: Callable[[Array], Array],
     lpips_fn: LpipsFn,
-    lr: Image,
-    hr: Image,
+    lr: Float[Array, "b h w 3"],
+    hr: Float[Array, "b 4*h 4*w 3"],
     lpips_weight: float,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Measure the estimator's mean absolute error in unit range, plus LPIPS if it has a weight.

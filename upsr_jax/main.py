@@ -1,7 +1,9 @@
 """Train or evaluate: python -m upsr_jax.main --config configs/realsr_x4.py --workdir runs/a."""
 
 import logging
+import sys
 
+import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -14,9 +16,14 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
 
 
 def main(_: list[str]) -> None:
-    """Run the chosen mode."""
-    logging.getLogger().setLevel(logging.INFO)
-    {"train": train_and_evaluate, "evaluate": evaluate}[MODE.value](CONFIG.value, WORKDIR.value)
+    """Run the chosen mode; what the user can mend ends it with one sentence, not a traceback."""
+    absl.logging.set_verbosity(absl.logging.WARNING)  # orbax would fill the screen
+    logging.getLogger("upsr_jax").setLevel(logging.INFO)
+    run = {"train": train_and_evaluate, "evaluate": evaluate}[MODE.value]
+    try:
+        run(CONFIG.value, WORKDIR.value)
+    except (OSError, FloatingPointError) as error:
+        sys.exit(f"upsr_jax: {error}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from upsr_jax.models.atd import ATD
 from upsr_jax.models.swin_unet import SwinUNet
 
+CONFIG_BLOCKS = {"denoiser": "model", "estimator": "estimator"}  # where a config has each
+
 
 def init_denoiser(key: jax.Array, config: Mapping[str, Any] | ConfigDict) -> Any:
     """Draw the denoiser's float32 parameters; `config` holds SwinUNet's arguments."""
@@ -23,6 +25,19 @@ def init_estimator(key: jax.Array, config: Mapping[str, Any] | ConfigDict) -> An
     """Draw the estimator's float32 parameters; `config` holds ATD's arguments."""
     side = config["window_size"]
     return ATD(**config).init(key, jnp.zeros((1, side, side, 3)))["params"]
+
+
+def create_denoiser(config: ConfigDict) -> SwinUNet:
+    """Build the denoiser of a whole config, computing in config.dtype."""
+    return SwinUNet(**config.model, dtype=config.dtype)
+
+
+def create_estimator(config: ConfigDict) -> ATD:
+    """Build the estimator of a whole config, computing in float32 even where config.dtype is less.
+
+    It sorts pixels by their nearest token; in bfloat16 too many of them tie.
+    """
+    return ATD(**config.estimator, dtype=jnp.promote_types(config.dtype, jnp.float32))
 
 
 def apply(network: nn.Module, params: Any, *inputs: Any) -> Any:

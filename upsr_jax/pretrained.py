@@ -1,6 +1,7 @@
 """Load weights to start from: model folders, and published ones that come inside packages."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 
 from upsr_jax.checkpoint import load_model
 from upsr_jax.models.lpips import STAGES
+from upsr_jax.networks import CONFIG_BLOCKS
 from upsr_jax.pickles import load_numpy_pickle
 
 LPIPS_SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
@@ -36,21 +38,27 @@ def load_lpips_vgg() -> dict[str, Any]:
     return params
 
 
-def load_networks(folder: str | Path, config: ConfigDict) -> dict[str, Any]:
-    """Load a model folder's params, after comparing its networks with the config's.
+def load_networks(folder: str | Path, config: ConfigDict, parts: Sequence[str]) -> dict[str, Any]:
+    """Load params of a model folder: `parts` of "denoiser" and "estimator", as the config has them.
 
-    Raises FileNotFoundError or ValueError if the folder is not whole or a network is another one.
+    Raises FileNotFoundError or ValueError if the folder is not whole, or if a network is missing
+    or another one than the config's.
     """
     stored, params = load_model(folder)
-    for part, block in (("denoiser", "model"), ("estimator", "estimator")):
-        if part in params and stored[block] != config[block]:
+    for part in parts:
+        if part not in params:
+            raise ValueError(f"{folder} holds no {part}, only {', '.join(params)}")
+        block = CONFIG_BLOCKS[part]
+        # As dicts: a locked ConfigDict, as main's is, never equals an unlocked one.
+        found, wanted = stored[block].to_dict(), config[block].to_dict()
+        if found != wanted:
             differences = [
-                f"{key} {stored[block].get(key)} instead of {value}"
-                for key, value in config[block].items()
-                if stored[block].get(key) != value
+                f"{key} {found.get(key)} instead of {wanted.get(key)}"
+                for key in wanted | found
+                if found.get(key) != wanted.get(key)
             ]
             raise ValueError(
                 f"the {part} of {folder} is another network than config.{block}: "
                 + ", ".join(differences)
             )
-    return params
+    return {part: params[part] for part in parts}

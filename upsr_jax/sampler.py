@@ -40,7 +40,8 @@ def sample(
         raise ValueError(f"unknown sampling method {method!r}: choose one of {', '.join(METHODS)}")
     if (method == "ancestral") != (step_noise_fn is not None):
         raise ValueError(
-            f"step_noise_fn goes with method 'ancestral' and only that, got {method!r}"
+            f"step_noise_fn goes with method 'ancestral' and only that, got {method!r} "
+            f"{'without' if step_noise_fn is None else 'with'} it"
         )
 
     def predict_x_0(x_t, t):

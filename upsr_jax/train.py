@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,22 @@ from upsr_jax.data.pipeline import train_batches
 from upsr_jax.diffusion import Schedule
 from upsr_jax.evaluate import Evaluator
 from upsr_jax.losses import diffusion_loss, estimator_loss
-from upsr_jax.models.atd import ATD
 from upsr_jax.models.lpips import LPIPS
-from upsr_jax.models.swin_unet import SwinUNet
-from upsr_jax.networks import apply, init_denoiser, init_estimator
+from upsr_jax.networks import (
+    apply,
+    create_denoiser,
+    create_estimator,
+    init_denoiser,
+    init_estimator,
+)
 from upsr_jax.optimizer import create_optimizer, create_schedule
 from upsr_jax.pretrained import load_lpips_vgg, load_networks
 from upsr_jax.prior import make_prior
 from upsr_jax.sharding import create_mesh, replicated, split_batch, to_global
 from upsr_jax.state import TrainState, apply_gradients, create_state
 from upsr_jax.writer import Writer
+
+logger = logging.getLogger(__name__)
 
 LossFn = Callable[[Any, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, dict]]
 
@@ -39,7 +46,7 @@ def make_loss_fn(config: ConfigDict) -> LossFn:
 
     `frozen` holds the weights that don't learn: "lpips", and "estimator" beside the denoiser.
     """
-    estimator = ATD(**config.estimator, dtype=config.dtype)
+    estimator = create_estimator(config)
     lpips = LPIPS(dtype=config.dtype)
     weight = config.loss.lpips_weight
 
@@ -65,7 +72,7 @@ def make_loss_fn(config: ConfigDict) -> LossFn:
 
         return loss_of_estimator
 
-    denoiser = SwinUNet(**config.model, dtype=config.dtype)
+    denoiser = create_denoiser(config)
     schedule = Schedule.create(**config.diffusion)
 
     def loss_of_denoiser(params, frozen, batch, key):
@@ -117,7 +124,7 @@ def load_frozen(config: ConfigDict) -> dict[str, Any]:
 def load_part(config: ConfigDict, part: str) -> Any:
     """Load one network, "denoiser" or "estimator", from the model folder config.pretrained names.
 
-    Raises ValueError if none is named, or if its network is another than the config's.
+    Raises ValueError if none is named, or if its network is missing or another than the config's.
     """
     folder = config.pretrained[part]
     if not folder:
@@ -125,10 +132,7 @@ def load_part(config: ConfigDict, part: str) -> Any:
             f"training the denoiser needs a trained {part}: set config.pretrained.{part} to a "
             "model folder, trained with configs/estimator_x4.py or converted with `upsr convert`"
         )
-    params = load_networks(folder, config)
-    if part not in params:
-        raise ValueError(f"{folder} holds no {part}, only {', '.join(params)}")
-    return params[part]
+    return load_networks(folder, config, [part])[part]
 
 
 def init_params(config: ConfigDict) -> Any:
@@ -146,12 +150,18 @@ def init_params(config: ConfigDict) -> Any:
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> None:
     """Train until config.train.steps, from the last checkpoint in `workdir` if there is one.
 
-    Writes checkpoints, metrics.jsonl, tensorboard events, pictures and, at the end, the model
-    folder `workdir/model` with the averaged weights.
+    Writes checkpoints, metrics.jsonl, tensorboard events, pictures and, with every checkpoint, the
+    model folder `workdir/model` with the averaged weights.
 
     Raises:
       FloatingPointError: the loss is not finite; names the step and the batch's examples.
+      ValueError: the config asks for what can't be done, such as a batch that can't be split.
     """
+    if config.data.batch_size % jax.device_count():
+        raise ValueError(
+            f"a batch of {config.data.batch_size} can't be split evenly over {jax.device_count()} "
+            "devices: set config.data.batch_size to a multiple of them"
+        )
     workdir = Path(workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     is_main = jax.process_index() == 0
@@ -165,14 +175,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> None:
     evaluator = Evaluator(config)
     state = jax.device_put(create_state(init_params(config), optimizer), replicated(mesh))
     if is_main:
-        logging.info("\n%s", parameter_overview.get_parameter_overview(state.params))
+        logger.info("\n%s", parameter_overview.get_parameter_overview(state.params))
 
     options = ocp.CheckpointManagerOptions(max_to_keep=config.train.keep_checkpoints)
     checkpoints = ocp.CheckpointManager(workdir / "checkpoints", options=options)
     if (latest := checkpoints.latest_step()) is not None:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         state = checkpoints.restore(latest, args=ocp.args.StandardRestore(abstract))
-        logging.info("resumed after step %d", latest)
+        logger.info("resumed after step %d", latest)
 
     train_step = jax.jit(
         make_train_step(make_loss_fn(config), optimizer, config.train.ema_decay, config.seed),
@@ -181,55 +191,66 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> None:
         donate_argnums=0,
     )
     first_step = int(state.step)
-    batches = train_batches(
-        config.data,
-        config.degradation,
-        config.seed,
-        first_step,
-        jax.process_index(),
-        jax.process_count(),
-    )
-    writer = Writer(workdir, enabled=is_main)
-    progress = tqdm(total=config.train.steps, initial=first_step, unit="step", disable=not is_main)
     pending = None  # terms of the step before, read while the device works on the next one
     since, images = time.perf_counter(), 0
-    for step in range(first_step + 1, config.train.steps + 1):
-        batch = next(batches)
-        index = batch.pop("index")
-        state, terms = train_step(state, frozen, to_global(batch, mesh))
-        check_finite(pending, checkpoints)
-        pending = (step, index, terms)
-        images += config.data.batch_size
-        progress.update()
-
-        last = step == config.train.steps
-        if last or step % config.train.log_every == 0:
-            values = check_finite(pending, checkpoints)
-            rate = images / (time.perf_counter() - since)
-            since, images = time.perf_counter(), 0
-            progress.set_postfix({"loss": f"{values['loss']:.4f}", "images/s": f"{rate:.1f}"})
-            extra = {"learning_rate": float(learning_rate(step - 1)), "images_per_second": rate}
-            writer.scalars(step, "train", values | extra)
-        if last or step % config.train.checkpoint_every == 0:
+    with (
+        checkpoints,  # an error waits for the checkpoint that is being written
+        closing(
+            train_batches(
+                config.data,
+                config.degradation,
+                config.seed,
+                first_step,
+                jax.process_index(),
+                jax.process_count(),
+            )
+        ) as batches,
+        closing(Writer(workdir, enabled=is_main)) as writer,
+        tqdm(
+            total=config.train.steps, initial=first_step, unit="step", disable=not is_main
+        ) as progress,
+    ):
+        for step in range(first_step + 1, config.train.steps + 1):
+            batch = next(batches)
+            index = batch.pop("index")
+            batch = to_global(batch, mesh)
+            with jax.transfer_guard("disallow"):  # nothing else goes to the devices unnoticed
+                state, terms = train_step(state, frozen, batch)
             check_finite(pending, checkpoints)
-            checkpoints.save(step, args=ocp.args.StandardSave(state))
-        if last or step % config.train.eval_every == 0:
-            check_finite(pending, checkpoints)
-            params = model_params(config, state.ema_params, frozen)
-            report = evaluator(params)
-            writer.scalars(step, "eval", report.means)
-            writer.picture(step, "eval", report.picture)
-            progress.write(f"step {step}: {json.dumps(report.means)}")
-            since = time.perf_counter()
+            pending = (step, index, terms)
+            images += config.data.batch_size
+            progress.update()
 
-    checkpoints.wait_until_finished()
-    checkpoints.close()
-    progress.close()
-    writer.close()
+            last = step == config.train.steps
+            if last or step % config.train.log_every == 0:
+                values = check_finite(pending, checkpoints)
+                rate = images / (time.perf_counter() - since)
+                since, images = time.perf_counter(), 0
+                progress.set_postfix({"loss": f"{values['loss']:.4f}", "images/s": f"{rate:.1f}"})
+                extra = {"learning_rate": float(learning_rate(step - 1)), "images_per_second": rate}
+                writer.scalars(step, "train", values | extra)
+            if last or step % config.train.checkpoint_every == 0:
+                check_finite(pending, checkpoints)
+                if is_main:  # before the checkpoint: a run that has its last one has its model
+                    params = model_params(config, state.ema_params, frozen)
+                    save_model(workdir / "model", model_config(config), params, overwrite=True)
+                checkpoints.save(step, args=ocp.args.StandardSave(state))
+            if last or step % config.train.eval_every == 0:
+                check_finite(pending, checkpoints)
+                report = evaluator(model_params(config, state.ema_params, frozen))
+                writer.scalars(step, "eval", report.means)
+                writer.picture(step, "eval", report.picture)
+                if is_main:
+                    progress.write(f"step {step}: {json.dumps(report.means)}")
+                since, images = time.perf_counter(), 0
     if is_main:
-        params = jax.tree.map(np.asarray, model_params(config, state.ema_params, frozen))
-        save_model(workdir / "model", config, params, overwrite=True)
-        logging.info("model folder: %s", workdir / "model")
+        logger.info("model folder: %s", workdir / "model")
+
+
+def model_config(config: ConfigDict) -> ConfigDict:
+    """Keep what rebuilds and runs the model; data, paths and training stay in the workdir."""
+    keys = ("network", "dtype", "model", "estimator", "diffusion", "prior", "sampler")
+    return ConfigDict({key: config[key] for key in keys})
 
 
 def model_params(config: ConfigDict, ema_params: Any, frozen: Any) -> dict[str, Any]:
@@ -246,8 +267,9 @@ def check_finite(pending: tuple | None, checkpoints: ocp.CheckpointManager) -> d
     step, index, terms = pending
     values = {name: float(value) for name, value in jax.device_get(terms).items()}
     if not all(np.isfinite(list(values.values()))):
-        raise FloatingPointError(
-            f"step {step} gave {values} on examples {index.tolist()}; "
-            f"the last good checkpoint is that of step {checkpoints.latest_step()}"
-        )
+        latest = checkpoints.latest_step()
+        good = "there is no checkpoint yet"
+        if latest is not None:
+            good = f"the last good checkpoint is that of step {latest}"
+        raise FloatingPointError(f"step {step} gave {values} on examples {index.tolist()}; {good}")
     return values

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from upsr_jax.checkpoint import load_model
 from upsr_jax.image_io import to_pixels
-from upsr_jax.inference import SIZE_MULTIPLE, Restoration, make_super_resolve
+from upsr_jax.inference import SIZE_MULTIPLE, Restoration, make_super_resolve, padded_side
 from upsr_jax.tiling import blend_bands, noise_window, pad_reflect, tile_grid
 
 BUILT_IN_MODEL = Path(__file__).parent / "assets" / "lite_x4"
@@ -53,9 +53,10 @@ class Upscaler:
         """
         folder = folder or BUILT_IN_MODEL
         config, params = load_model(folder)
-        if "estimator" not in params:
+        if "estimator" not in params or config.network not in params:
+            missing = "denoiser" if "estimator" in params else "estimator"
             raise ValueError(
-                f"{folder} holds no estimator; convert it to one folder with the denoiser."
+                f"{folder} holds no {missing}; convert denoiser and estimator to one folder."
             )
         # One tile keeps a CPU busy; an accelerator gains from several.
         batch = 1 if jax.default_backend() == "cpu" else 4
@@ -79,7 +80,7 @@ class Upscaler:
 
     def _upscale_rgb(self, rgb: np.ndarray, seed: int, progress: bool) -> np.ndarray:
         height, width = rgb.shape[:2]
-        shape = min(_round_up(height), self.tile), min(_round_up(width), self.tile)
+        shape = min(padded_side(height), self.tile), min(padded_side(width), self.tile)
         padded = pad_reflect(rgb, max(height, shape[0]), max(width, shape[1]))
         tops = tile_grid(padded.shape[0], shape[0], OVERLAP)
         lefts = tile_grid(padded.shape[1], shape[1], OVERLAP)
@@ -170,7 +171,3 @@ def _spread_colours(rgba: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 
         cv2.GaussianBlur(weight, (0, 0), 4)[..., None] + 1e-6
     )
     return np.where(alpha == 0, np.round(near).astype(np.uint8), rgb)
-
-
-def _round_up(length: int) -> int:
-    return -(-length // SIZE_MULTIPLE) * SIZE_MULTIPLE

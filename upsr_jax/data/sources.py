@@ -13,8 +13,9 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
+from upsr_jax.image_io import READ_SUFFIXES, find_images
+
 Photo = UInt8[np.ndarray, "_ _ 3"]  # of any size
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 HEADERS_CHECKED = 4096  # evenly spaced: with more, to open them all would take minutes
 
 
@@ -39,18 +40,13 @@ def list_images(*folders: str) -> list[str]:
     """
     images = []
     for folder in folders:
-        found = sorted(
-            os.path.join(parent, name)
-            for parent, _, names in os.walk(folder, followlinks=True)
-            for name in names
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        )
+        found = find_images(folder)
         if not found:
             state = "has no images" if os.path.isdir(folder) else "does not exist"
             raise FileNotFoundError(
                 f"The image folder '{os.path.abspath(folder)}' {state}. Put photographs there "
-                f"({', '.join(SUFFIXES)}; subfolders are searched) or name another folder in the "
-                "config. A few thousand sharp photographs train a model; the released one was "
+                f"({', '.join(READ_SUFFIXES)}; subfolders are searched) or name another folder in "
+                "the config. A few thousand sharp photographs train a model; the released one was "
                 "trained on ImageNet (ILSVRC2012_img_train.tar, https://image-net.org/download)."
             )
         images += found

@@ -31,7 +31,7 @@ class LPIPS(nn.Module):
         if min(image.shape[1:3]) < 16:
             raise ValueError(f"LPIPS needs sides of at least 16 pixels, not {image.shape[1:3]}")
         accumulate = jnp.promote_types(image.dtype, jnp.float32)
-        shift, scale = jnp.asarray(SHIFT, accumulate), jnp.asarray(SCALE, accumulate)
+        shift, scale = (jnp.asarray([[[x]]], accumulate) for x in (SHIFT, SCALE))
         convs = [
             [
                 nn.Conv(width, (3, 3), dtype=self.dtype, name=f"conv{stage}_{i}")

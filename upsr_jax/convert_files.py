@@ -23,6 +23,7 @@ from upsr_jax.convert import (
     lpips_from_torch,
 )
 from upsr_jax.models.attention import SHIFT_REGIONS
+from upsr_jax.networks import CONFIG_BLOCKS
 from upsr_jax.torch_io import read_torch, write_torch
 
 # What the released model was trained and tested with and its weights don't show.
@@ -41,7 +42,6 @@ MARKS = {
     "estimator": "layers.0.residual_group.td",
     "lpips": "lin0.model.1.weight",
 }
-CONFIG_BLOCKS = {"denoiser": "model", "estimator": "estimator"}
 TORCH_FILES = {"denoiser": "upsr.pth", "estimator": "atd_real.pth"}
 
 
@@ -89,6 +89,10 @@ def folder_to_torch(folder: Path, destination: Path, overwrite: bool) -> list[st
     kinds = [kind for kind in TORCH_FILES if kind in params]
     if not kinds:
         raise ValueError(f"{folder} holds neither denoiser nor estimator but {', '.join(params)}")
+    if "denoiser" in kinds and config.model.residual:
+        raise ValueError(
+            f"{folder} holds a denoiser with residual=True, which PyTorch's UPSR does not have"
+        )
     for kind in kinds:
         if (destination / TORCH_FILES[kind]).exists() and not overwrite:
             raise FileExistsError(

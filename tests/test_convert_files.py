@@ -9,14 +9,14 @@ from safetensors.numpy import save_file
 
 from configs import realsr_x4, tiny
 from upsr_jax.checkpoint import load_model, save_model
-from upsr_jax.conversion import (
+from upsr_jax.convert import denoiser_from_torch, denoiser_to_torch
+from upsr_jax.convert_files import (
     RELEASED,
     convert_files,
     denoiser_config,
     estimator_config,
     recognize,
 )
-from upsr_jax.convert import denoiser_from_torch, denoiser_to_torch
 
 INFER = {"unet": denoiser_config, "atd": estimator_config}
 BLOCK = {"unet": "model", "atd": "estimator"}
@@ -171,3 +171,12 @@ def test_missing_pytorch_is_named(tmp_path, monkeypatch):
     (tmp_path / "x.pth").touch()
     with pytest.raises(ImportError, match=r"pip install 'upsr_jax\[convert\]'"):
         convert_files([tmp_path / "x.pth"], tmp_path / "model")
+
+
+def test_a_denoiser_that_pytorch_s_upsr_is_not_stays_here(tmp_path):
+    config = tiny.get_config()
+    config.model.residual = True
+    save_model(tmp_path / "model", config, {"denoiser": {"kernel": np.zeros(1)}})
+    with pytest.raises(ValueError, match="residual=True"):
+        convert_files([tmp_path / "model"], tmp_path / "torch")
+    assert not (tmp_path / "torch").exists()
