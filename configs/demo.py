@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     """Return `lite_x4` with a tiny denoiser, on the packaged photographs."""
     config = lite_x4.get_config()
     config.model.update(width=32, swin_embed_dim=32, swin_depth=1)
+    config.sampler.method = "ddim"
     config.data.update(folders=("upsr_jax/assets/photos",), batch_size=4, crop_size=64)
     config.pretrained.update(estimator="upsr_jax/assets/lite_x4", denoiser="")
     config.loss.lpips_weight = 0.0

@@ -10,6 +10,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -20,12 +21,14 @@ from tiny_model import random_params
 from configs import tiny
 from upsr_jax import train
 from upsr_jax.checkpoint import load_model, save_model
+from upsr_jax.data.pipeline import train_batches
+from upsr_jax.diffusion import Schedule
+from upsr_jax.models.atd import ATD
 from upsr_jax.models.lpips import LPIPS
 from upsr_jax.optimizer import create_optimizer, create_schedule
 from upsr_jax.state import create_state
 from upsr_jax.train import (
     init_params,
-    load_frozen,
     make_loss_fn,
     make_train_step,
     train_and_evaluate,
@@ -55,11 +58,12 @@ def config(tmp_path_factory) -> ConfigDict:
     config.estimator.update(depths=(2,))
     config.sampler.steps = 1
     config.data.update(folders=(photos,), batch_size=2, crop_size=SIZE, num_threads=2)
-    config.pretrained.estimator = str(folder / "model")
+    # A denoiser, too: to draw one takes longer to compile than to train.
+    config.pretrained.update(estimator=str(folder / "model"), denoiser=str(folder / "model"))
     config.loss.lpips_weight = 0.0
-    config.schedule.warmup_steps = 2
+    config.schedule.update(learning_rate=3e-3, warmup_steps=5)
     config.train.update(
-        steps=4, ema_decay=0.5, log_every=1, checkpoint_every=2, keep_checkpoints=9, eval_every=4
+        steps=30, ema_decay=0.9, log_every=1, checkpoint_every=15, keep_checkpoints=9, eval_every=30
     )
     config.eval.update(gt=photos, lr="", crop_size=SIZE, max_images=2, pictures=2)
     save_model(folder / "model", config, random_params(config))
@@ -98,42 +102,47 @@ def workdir(finished, tmp_path) -> Path:
 
 
 def test_a_run_leaves_what_it_should(config, finished):
-    lines = metrics(finished)
-    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
-    rates = [line["train/learning_rate"] for line in lines if "train/loss" in line]
-    assert rates == pytest.approx([0.5e-4, 0.75e-4, 1e-4, 1e-4])
-    (evaluation,) = [line for line in lines if "eval/psnr_y" in line]
-    assert evaluation["step"] == 4
+    *training, evaluation = metrics(finished)
+    assert [line["step"] for line in training] == list(range(1, 31))
+    rates = [line["train/learning_rate"] for line in training]
+    assert rates[5:] == pytest.approx([3e-3] * 25)
+    assert evaluation["step"] == 30
     for metric in ("psnr_y", "ssim_y", "lpips_vgg"):
         assert np.isfinite(
             [evaluation[f"eval/{metric}"], evaluation[f"eval/bicubic_{metric}"]]
         ).all()
-    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["2", "4"]
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["15", "30"]
     assert list((finished / "tensorboard").glob("events.*"))
     (picture,) = (finished / "pictures").iterdir()
-    assert picture.name == "0000004_eval.png"
+    assert picture.name == "0000030_eval.png"
     assert cv2.imread(str(picture)).shape == (2 * SIZE, 6 * SIZE, 3)
+
+
+def test_the_denoisers_loss_goes_down(finished):
+    losses = [line["train/loss"] for line in metrics(finished)[:30]]
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
 
 
 def test_model_folder_holds_the_average_and_the_frozen_estimator(config, finished):
     stored_config, params = load_model(finished / "model")
     assert stored_config.model == config.model
-    average = checkpoint(finished, 4)["ema_params"]
+    average = checkpoint(finished, 30)["ema_params"]
     jax.tree.map(np.testing.assert_array_equal, params["denoiser"], average)
     estimator = load_model(config.pretrained.estimator)[1]["estimator"]
     jax.tree.map(np.testing.assert_array_equal, params["estimator"], estimator)
 
 
 def test_stop_and_resume_equals_uninterrupted(config, finished, workdir):
-    """As after a crash between the checkpoints: the last two steps are made again."""
-    shutil.rmtree(workdir / "checkpoints" / "4")
+    """As after a crash just before the second checkpoint."""
+    shutil.rmtree(workdir / "checkpoints" / "30")
     shutil.rmtree(workdir / "model")
     train_and_evaluate(config, workdir)
-    assert [line["step"] for line in metrics(workdir) if "train/loss" in line] == [1, 2, 3, 4, 3, 4]
-    once, again = checkpoint(finished, 4), checkpoint(workdir, 4)
-    assert int(again["step"]) == 4
+    again = [line["step"] for line in metrics(workdir)[31:]]
+    assert again == [*range(16, 31), 30]  # the last is the evaluation's
+    once, again = checkpoint(finished, 30), checkpoint(workdir, 30)
+    assert int(again["step"]) == 30
     jax.tree.map(np.testing.assert_array_equal, again, once)
-    before = checkpoint(finished, 2)
+    before = checkpoint(finished, 15)
     assert not np.array_equal(before["params"]["stem"]["kernel"], once["params"]["stem"]["kernel"])
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -142,63 +151,97 @@ def test_stop_and_resume_equals_uninterrupted(config, finished, workdir):
     )
 
 
-def test_a_loss_that_is_not_finite_stops_training(config, workdir):
-    """The learning rate blows the weights up after step 4."""
-    model = (workdir / "model" / "sha256").read_text()
-    config = changed(
-        config, train__steps=8, train__checkpoint_every=1, schedule__learning_rate=1e38
-    )
+@pytest.fixture
+def config_of_nan(config, tmp_path) -> ConfigDict:
+    """The config with an estimator that spoils the loss."""
+    params = load_model(config.pretrained.estimator)[1]
+    params["estimator"]["norm"]["scale"][:] = np.nan
+    save_model(tmp_path / "nan", config, params)
+    return changed(config, pretrained__estimator=str(tmp_path / "nan"))
+
+
+def test_a_loss_that_is_not_finite_stops_training(config_of_nan, workdir):
+    before = (workdir / "model" / "sha256").read_text()
+    config = changed(config_of_nan, train__steps=40, train__checkpoint_every=1)
     with pytest.raises(FloatingPointError) as info:
         train_and_evaluate(config, workdir)
     message = str(info.value)
-    assert "step 5 gave" in message
-    assert "the last good checkpoint is that of step 4" in message
-    named = json.loads(message[message.index("examples ") + 9 : message.index("; the last")])
-    assert len(named) == 2
-    assert set(named) <= {0, 1, 2}
-    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4"]
-    assert (workdir / "model" / "sha256").read_text() == model
+    assert "step 31 gave {" in message
+    assert "'loss': nan" in message
+    assert "the last good checkpoint is that of step 30" in message
+    batches = train_batches(config.data, config.degradation, config.seed, 30, 0, 1)
+    assert f"on examples {next(batches)['index'].tolist()};" in message
+    batches.close()
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["15", "30"]
+    assert (workdir / "model" / "sha256").read_text() == before
 
 
-def test_a_bad_first_step_says_that_there_is_no_checkpoint(config, tmp_path):
-    stored, params = load_model(config.pretrained.estimator)
-    params["estimator"]["norm"]["scale"][:] = np.nan
-    save_model(tmp_path / "model", stored, params)
-    config = changed(config, pretrained__estimator=str(tmp_path / "model"))
-    with pytest.raises(FloatingPointError, match="step 1 gave .* no checkpoint"):
-        train_and_evaluate(config, tmp_path / "run")
+def test_without_a_checkpoint_the_error_says_so(config_of_nan, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"step 1 gave .* there is no checkpoint yet"):
+        train_and_evaluate(config_of_nan, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
 
 
-@pytest.mark.parametrize("network", ["denoiser", "estimator"])
-def test_loss_goes_down_on_one_batch(config, network):
-    config = changed(config, network=network)
-    generator = np.random.default_rng(0)
-    lr = generator.uniform(-0.5, 0.5, (2, 16, 16, 3)).astype(np.float32)
+def test_an_update_that_spoils_the_parameters_shows_in_its_own_step():
+    """Their loss would be that of the next step, after a checkpoint."""
+
+    def loss_fn(params, frozen, batch, key):
+        loss = jnp.sum(params["w"] ** 2)
+        return loss, {"loss": loss}
+
+    optimizer = optax.sgd(jnp.inf)
+    state = create_state({"w": jnp.ones(2)}, optimizer)
+    _, terms = make_train_step(loss_fn, optimizer, 0.9, seed=0)(state, {}, {})
+    assert (float(terms["loss"]), float(terms["grad_norm"])) == pytest.approx((2, 8**0.5))
+    assert not np.isfinite(terms["param_norm"])
+
+
+def test_the_estimators_loss_goes_down_on_one_batch(config):
+    config = changed(config, network="estimator")
+    lr = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 16, 16, 3)).astype(np.float32)
     batch = {"lr": lr, "hr": lr.repeat(4, axis=1).repeat(4, axis=2)}
     optimizer = create_optimizer(create_schedule(3e-3, 5, 0, 0.0), **config.optimizer)
     train_step = jax.jit(make_train_step(make_loss_fn(config), optimizer, 0.9, seed=0))
-    params = random_params(config)[network]
-    state, frozen, losses = create_state(params, optimizer), load_frozen(config), []
+    state, losses = create_state(random_params(config)["estimator"], optimizer), []
     for _ in range(30):
-        state, terms = train_step(state, frozen, batch)
+        state, terms = train_step(state, {}, batch)
         losses.append(float(terms["loss"]))
-    print(losses)
-    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
 
 
-def test_steps_draw_noise_and_timesteps_of_their_own(config):
-    """Their losses differ although neither weights nor batch do; the same step's do not."""
-    zeros = np.zeros((2, 16, 16, 3), np.float32)
-    batch = {"lr": zeros, "hr": zeros.repeat(4, axis=1).repeat(4, axis=2)}
-    optimizer = create_optimizer(create_schedule(0.0, 0, 0, 0.0), **config.optimizer)
-    train_step = jax.jit(make_train_step(make_loss_fn(config), optimizer, 0.9, seed=0))
-    start = create_state(random_params(config)["denoiser"], optimizer)
-    frozen = load_frozen(config)
-    first, terms = train_step(start, frozen, batch)
-    _, other_terms = train_step(first, frozen, batch)
-    _, same_terms = train_step(start, frozen, batch)
-    assert float(terms["loss"]) == float(same_terms["loss"])
-    assert float(terms["loss"]) != pytest.approx(float(other_terms["loss"]), rel=1e-3)
+def test_every_step_and_seed_has_a_key_of_its_own():
+    def loss_fn(params, frozen, batch, key):
+        return jnp.sum(params["w"]), {"loss": jax.random.normal(key)}
+
+    def loss(step: int, seed: int) -> float:
+        state = create_state({"w": jnp.ones(2)}, optax.sgd(0.1)).replace(step=jnp.int32(step))
+        train_step = make_train_step(loss_fn, optax.sgd(0.1), 0.9, seed)
+        return float(train_step(state, {}, {})[1]["loss"])
+
+    assert loss(7, 0) == loss(7, 0)
+    assert len({loss(7, 0), loss(8, 0), loss(7, 1)}) == 3
+
+
+def test_timesteps_are_uniform_and_noise_is_normal(config, monkeypatch):
+    """With black images the state is noise alone, of the least weight."""
+    seen = {}
+
+    def fake_apply(network, params, *inputs):
+        if isinstance(network, ATD):
+            return inputs[0].repeat(4, axis=1).repeat(4, axis=2)
+        seen.update(x=np.asarray(inputs[0]), t=np.asarray(inputs[1]))
+        return jnp.zeros((1000, 16, 16, 3))
+
+    monkeypatch.setattr(train, "apply", fake_apply)
+    batch = {"lr": jnp.zeros((1000, 4, 4, 3)), "hr": jnp.zeros((1000, 16, 16, 3))}
+    make_loss_fn(config)({}, {"estimator": {}}, batch, jax.random.key(0))
+    counts = np.bincount(seen["t"], minlength=5)
+    assert counts.shape == (5,)
+    assert np.abs(counts - 200).max() < 4 * np.sqrt(1000 * 0.2 * 0.8)
+    eta = Schedule.create(**config.diffusion).etas[seen["t"]][:, None, None, None]
+    noise = seen["x"] * np.sqrt(eta * 2.5**2 * 0.3 + 0.25) / (2.5 * np.sqrt(eta) * 0.4)
+    assert (noise.mean(), noise.std()) == pytest.approx((0, 1), abs=0.01)
+    assert len(np.unique(noise[:, 0, 0, 0])) > 990
 
 
 @pytest.mark.parametrize("released", [False, True])
@@ -221,10 +264,14 @@ def test_lpips_gets_signed_images_or_those_of_the_released_training(config, rele
         np.testing.assert_allclose(images, np.full((2, 16, 16, 3), value), atol=1e-6)
 
 
-def test_training_may_start_from_a_model(config):
-    folder = config.pretrained.estimator
-    params = init_params(changed(config, pretrained__denoiser=folder))
-    jax.tree.map(np.testing.assert_array_equal, params, load_model(folder)[1]["denoiser"])
+def test_training_starts_from_a_model_or_from_the_seed(config):
+    params = load_model(config.pretrained.denoiser)[1]
+    jax.tree.map(np.testing.assert_array_equal, init_params(config), params["denoiser"])
+    config = changed(config, network="estimator", pretrained__estimator="", estimator__depths=(1,))
+    first, again, other = (init_params(changed(config, seed=seed)) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    kernels = [tree["conv_first"]["kernel"] for tree in (first, other)]
+    assert not np.allclose(*kernels)
 
 
 def test_missing_photographs_say_what_to_put_where(config, tmp_path):

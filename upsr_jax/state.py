@@ -10,9 +10,9 @@ from flax import struct
 
 @struct.dataclass
 class TrainState:
-    """State after `step` updates, a tree of arrays."""
+    """State after `step` updates (int32), a tree of arrays, or of what a map makes of them."""
 
-    step: jax.Array
+    step: Any
     params: Any
     ema_params: Any
     opt_state: optax.OptState

@@ -74,6 +74,8 @@ def make_loss_fn(config: ConfigDict) -> LossFn:
 
     denoiser = create_denoiser(config)
     schedule = Schedule.create(**config.diffusion)
+    # A one-step model is never asked for another step than the last.
+    first_step = config.diffusion.steps - 1 if config.sampler.method == "one_step" else 0
 
     def loss_of_denoiser(params, frozen, batch, key):
         prior = make_prior(
@@ -90,7 +92,7 @@ def make_loss_fn(config: ConfigDict) -> LossFn:
             prior,
             hr,
             noise=jax.random.normal(key_noise, hr.shape),
-            t=jax.random.randint(key_t, hr.shape[:1], 0, config.diffusion.steps),
+            t=jax.random.randint(key_t, hr.shape[:1], first_step, config.diffusion.steps),
             lpips_weight=weight,
         )
 
@@ -105,8 +107,10 @@ def make_train_step(
     def train_step(state, frozen, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, terms = jax.grad(loss_fn, has_aux=True)(state.params, frozen, batch, key)
-        terms["grad_norm"] = optax.global_norm(grads)
-        return apply_gradients(state, grads, optimizer, ema_decay), terms
+        state = apply_gradients(state, grads, optimizer, ema_decay)
+        # The new parameters' norm, too: no step that spoils them goes into a checkpoint.
+        norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(state.params)}
+        return state, terms | norms
 
     return train_step
 

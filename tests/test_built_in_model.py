@@ -1,0 +1,45 @@
+"""The packaged weights must do what the README says: a damaged or untrained file fails here."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import lite_x4
+from configs.degradations import imagenet_test
+from upsr_jax import Upscaler
+from upsr_jax.checkpoint import load_model
+from upsr_jax.evaluate import Evaluator
+from upsr_jax.image_io import read_image
+from upsr_jax.upscaler import BUILT_IN_MODEL
+
+PHOTOS = Path(__file__).parent.parent / "upsr_jax" / "assets" / "photos"
+
+
+def test_it_is_small():
+    _, params = load_model(BUILT_IN_MODEL)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) <= 8_000_000
+    assert sum(file.stat().st_size for file in BUILT_IN_MODEL.iterdir()) <= 16_000_000
+
+
+def test_it_is_closer_to_the_truth_than_bicubic_on_packaged_photos():
+    config = lite_x4.get_config()
+    config.degradation = imagenet_test()
+    config.eval.update(gt=str(PHOTOS), lr="")
+    _, params = load_model(BUILT_IN_MODEL)
+    means = Evaluator(config)(params).means
+    assert means["lpips_vgg"] < means["bicubic_lpips_vgg"] - 0.01
+    assert means["psnr_y"] > means["bicubic_psnr_y"] - 0.2
+
+
+def test_tiles_show_no_seam_and_no_colour_shift():
+    photo = read_image(PHOTOS / "flower.jpg")[:150, :170]
+    whole = Upscaler.from_pretrained(tile=192)(photo).astype(float)
+    tiled = Upscaler.from_pretrained(tile=64)(photo).astype(float)
+    assert np.abs(whole.mean((0, 1)) - photo.mean((0, 1))).max() < 1
+    # A seam would stand out of the differences between neighbouring rows and columns.
+    for axis in (0, 1):
+        steps_of_whole, steps = (
+            np.abs(np.diff(x, axis=axis)).mean((1 - axis, 2)) for x in (whole, tiled)
+        )
+        assert (steps - steps_of_whole).max() < 1
