@@ -230,17 +230,17 @@ def test_timesteps_are_uniform_and_noise_is_normal(config, monkeypatch):
         if isinstance(network, ATD):
             return inputs[0].repeat(4, axis=1).repeat(4, axis=2)
         seen.update(x=np.asarray(inputs[0]), t=np.asarray(inputs[1]))
-        return jnp.zeros((1000, 16, 16, 3))
+        return jnp.zeros((1000, 4, 4, 3))
 
     monkeypatch.setattr(train, "apply", fake_apply)
-    batch = {"lr": jnp.zeros((1000, 4, 4, 3)), "hr": jnp.zeros((1000, 16, 16, 3))}
+    batch = {"lr": jnp.zeros((1000, 1, 1, 3)), "hr": jnp.zeros((1000, 4, 4, 3))}
     make_loss_fn(config)({}, {"estimator": {}}, batch, jax.random.key(0))
     counts = np.bincount(seen["t"], minlength=5)
     assert counts.shape == (5,)
     assert np.abs(counts - 200).max() < 4 * np.sqrt(1000 * 0.2 * 0.8)
     eta = Schedule.create(**config.diffusion).etas[seen["t"]][:, None, None, None]
     noise = seen["x"] * np.sqrt(eta * 2.5**2 * 0.3 + 0.25) / (2.5 * np.sqrt(eta) * 0.4)
-    assert (noise.mean(), noise.std()) == pytest.approx((0, 1), abs=0.01)
+    assert (noise.mean(), noise.std()) == pytest.approx((0, 1), abs=0.02)
     assert len(np.unique(noise[:, 0, 0, 0])) > 990
 
 
