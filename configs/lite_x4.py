@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
         ema_decay=0.99,
         log_every=20,
         checkpoint_every=100,
-        keep_checkpoints=3,
+        keep_every=0,
         eval_every=100,
     )
     return config

@@ -51,11 +51,15 @@ def get_config() -> ConfigDict:
             sampler=dict(method="ddim", steps=5),
             degradation=real_esrgan(),
             data=dict(
-                folders=("data/imagenet/train",),  # photographs, searched recursively, or
+                # Folders of photographs, searched throughout, or of packed ones
+                # (scripts/prepare_imagenet.py), "tfds:imagenet2012/train", or else
+                folders=("data/imagenet/train",),
+                weights=(),  # of the folders, by which they are drawn; (): by their sizes
                 pairs=(),  # a folder of ground truth and one of low-resolution images
                 batch_size=32,  # of all hosts together
                 crop_size=256,
                 num_threads=16,
+                num_workers=0,  # processes; 0: `num_threads` threads of this one
                 max_bad_fraction=0.01,
             ),
             pretrained=dict(estimator="", denoiser=""),  # model folders to start from
@@ -64,13 +68,18 @@ def get_config() -> ConfigDict:
                 learning_rate=1e-4, warmup_steps=5000, decay_steps=0, final_learning_rate=0.0
             ),
             optimizer=dict(b1=0.9, b2=0.999, weight_decay=0.0, clip_norm=0.0),
+            mesh=dict(data=-1, fsdp=1),  # devices; -1: all of them. fsdp > 1 splits the state
             train=dict(
                 steps=200_000,
+                microbatches=1,  # parts of a batch computed one after the other, to save memory
+                remat="none",  # "selective" or "full": compute again what memory can't hold
                 ema_decay=0.999,
                 log_every=100,
                 checkpoint_every=5000,
-                keep_checkpoints=40,
-                eval_every=5000,
+                keep_checkpoints=3,  # the last ones,
+                keep_every=5000,  # each whose step is a multiple of it (0: none),
+                keep_best="lpips_vgg",  # and the best by a metric of evaluation ("": none)
+                eval_every=5000,  # 0: never
             ),
             eval=dict(
                 model="",  # a model folder; empty: that of the last checkpoint in the workdir

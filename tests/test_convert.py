@@ -6,6 +6,7 @@ That axes move as they must, the goldens of the networks show.
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from golden import manifest
 
 from configs import realsr_x4, tiny
@@ -119,3 +120,24 @@ def test_one_error_lists_every_fault(network):
         f"misshapen {longer['name']}: (7,) instead of {shapes[longer['name']]}",
     ):
         assert fault in message
+
+
+@pytest.mark.parametrize("network", BOTH_WAYS)
+def test_the_way_back_lists_every_fault(network):
+    from_torch, to_torch, config = BOTH_WAYS[network]
+    params = flatten_dict(from_torch(random_bytes(network, np.dtype(np.float32)), config), sep="/")
+    (absent, *_, swapped) = params
+    shapes = {name: leaf.shape for name, leaf in params.items()}
+    del params[absent]
+    params[swapped] = np.zeros((*shapes[swapped], 1))
+    params["head/kernel"] = np.zeros((2, 3))
+    with pytest.raises(
+        ValueError, match=f"params don't fit .* \\(3 of {len(shapes)} entries"
+    ) as info:
+        to_torch(unflatten_dict(params, sep="/"), config)
+    for fault in (
+        f"missing {absent} {shapes[absent]}",
+        "surplus head/kernel (2, 3)",
+        f"misshapen {swapped}: {(*shapes[swapped], 1)} instead of {shapes[swapped]}",
+    ):
+        assert fault in str(info.value)

@@ -8,6 +8,7 @@ from golden import manifest, weights
 from safetensors.numpy import save_file
 
 from configs import realsr_x4, tiny
+from upsr_jax import convert_files as convert_files_module
 from upsr_jax.checkpoint import load_model, save_model
 from upsr_jax.convert import denoiser_from_torch, denoiser_to_torch
 from upsr_jax.convert_files import (
@@ -111,6 +112,31 @@ def test_estimator_alone_is_a_model(tmp_path):
     convert_files([source], tmp_path / "model")
     config, params = load_model(tmp_path / "model")
     assert (config.network, params.keys()) == ("estimator", {"estimator"})
+
+
+@pytest.mark.parametrize(("category_size", "lines"), [(128, 0), (32, 1)])
+def test_the_category_size_that_no_file_holds_is_told(tmp_path, monkeypatch, category_size, lines):
+    """Without PyTorch: what would be written is written down here."""
+    source = write_source(tmp_path / "a.safetensors", "atd_tiny")
+    report = convert_files([source], tmp_path / "read")
+    assert sum("category_size 128 is assumed" in line for line in report) == 1
+
+    config, params = load_model(tmp_path / "read")
+    config.estimator.category_size = category_size
+    save_model(tmp_path / "model", config, params)
+    monkeypatch.setattr(
+        convert_files_module, "write_torch", lambda path, arrays: save_file(dict(arrays), path)
+    )
+    report = convert_files([tmp_path / "model"], tmp_path / "back")
+    assert sum(f"category_size {category_size}" in line for line in report) == lines
+
+
+def test_params_of_another_network_do_not_go_back(tmp_path):
+    config = tiny.get_config()
+    save_model(tmp_path / "model", config, {"estimator": {"kernel": np.zeros(1)}})
+    with pytest.raises(ValueError, match="params don't fit the estimator of this configuration"):
+        convert_files([tmp_path / "model"], tmp_path / "torch")
+    assert not (tmp_path / "torch").exists()
 
 
 def test_lpips_is_recognized(tmp_path):

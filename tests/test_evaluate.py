@@ -69,15 +69,17 @@ def config(tmp_path_factory) -> ConfigDict:
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), draw_photo(seed, scale * height, scale * width)[..., ::-1])
     config = tiny.get_config()
-    config.eval.update(gt=str(folder / "gt"), lr=str(folder / "lq"), seed=SEED, pictures=2)
+    model = str(folder / "model")
+    config.eval.update(
+        model=model, gt=str(folder / "gt"), lr=str(folder / "lq"), seed=SEED, pictures=2
+    )
+    save_model(model, config, random_params(config))
     return config.lock()
 
 
 @pytest.fixture(scope="module")
-def workdir(config, tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("run")
-    save_model(workdir / "model", config, random_params(config))
-    return workdir
+def workdir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("run")
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,9 @@ def test_pictures_show_all_images_side_by_side(config, workdir, evaluated):
 
 
 def test_a_run_without_a_model_says_so(config, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"model is not a folder"):
+    config = config.copy_and_resolve_references()
+    config.eval.model = ""
+    with pytest.raises(FileNotFoundError, match=r"holds no checkpoints: give the --workdir of"):
         evaluate(config, tmp_path)
 
 

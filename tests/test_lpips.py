@@ -1,4 +1,4 @@
-"""LPIPS-VGG against PyTorch's value and gradient, on seeded weights."""
+"""LPIPS: VGG against PyTorch's value and gradient on seeded weights, AlexNet against NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,9 @@ import pytest
 from golden import golden, nhwc, relative_error, weights
 
 from upsr_jax.convert import lpips_from_torch
-from upsr_jax.models.lpips import LPIPS
+from upsr_jax.models.lpips import ALEXNET, LPIPS, VGG16, min_side
 from upsr_jax.networks import apply
+from upsr_jax.pretrained import load_lpips_alex
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +77,75 @@ def test_bfloat16_stays_near_float32(params):
     assert 1e-5 < relative_error(rounded, exact) < 0.05
 
 
-@pytest.mark.parametrize("size", [(15, 16), (16, 8)])
-def test_small_images_are_refused(size):
+def windows(x: np.ndarray, size: int, step: int) -> np.ndarray:
+    """List the windows of an image [h, w, c] as [h2, w2, c, size, size]."""
+    return np.lib.stride_tricks.sliding_window_view(x, (size, size), (0, 1))[::step, ::step]
+
+
+def alexnet_features(x: np.ndarray, params: dict) -> list[np.ndarray]:
+    """Compute the five feature maps of one signed image, as torchvision's table of layers says."""
+    x = (x - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
+    outputs = []
+    for stage, (step, pad, pooled) in enumerate(
+        [(4, 2, False), (1, 2, True), (1, 1, True), (1, 1, False), (1, 1, False)], 1
+    ):
+        if pooled:
+            x = windows(x, 3, 2).max(axis=(3, 4))
+        layer = params[f"conv{stage}_1"]
+        padded = np.pad(x, ((pad, pad), (pad, pad), (0, 0)))
+        patches = windows(padded, len(layer["kernel"]), step)
+        x = np.maximum(np.einsum("hwcij,ijcf->hwf", patches, layer["kernel"]) + layer["bias"], 0)
+        outputs.append(x / (np.linalg.norm(x, axis=-1, keepdims=True) + 1e-10))
+    return outputs
+
+
+def test_alexnet_is_numpy_s():
+    params = load_lpips_alex()
+    a, b = np.random.default_rng(3).uniform(-1, 1, (2, 47, 39, 3))
+    stages = zip(alexnet_features(a, params), alexnet_features(b, params), strict=True)
+    expected = sum(
+        np.mean((x - y) ** 2 @ params[f"head_{i}"]) for i, (x, y) in enumerate(stages, 1)
+    )
+    images = (jnp.asarray(x[None], jnp.float32) for x in (a, b))
+    found = apply(LPIPS(ALEXNET), params, *images)
+    np.testing.assert_allclose(found, [expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", [VGG16, ALEXNET])
+def test_images_on_a_canvas_have_the_distance_they_have_alone(backbone):
+    """What lies beside them may be anything, even not a number; the others are too small."""
+    lpips = LPIPS(
+        tuple(
+            stage._replace(convs=tuple(conv._replace(width=8) for conv in stage.convs))
+            for stage in backbone
+        )
+    )
+    side = min_side(backbone)
+    image = jnp.zeros((1, side, side, 3))
+    shapes = jax.eval_shape(lpips.init, jax.random.key(0), image, image)
+    rng = np.random.default_rng(4)
+    params = jax.tree.map(lambda leaf: rng.uniform(-0.2, 0.3, leaf.shape), shapes)
+    height, width = side + 13, side + 2
+    image, reference = jnp.asarray(rng.uniform(-1, 1, (2, 1, height, width, 3)), jnp.float32)
+
+    def on_canvas(x):
+        margins = ((0, 2), (0, 3), (0, 19), (0, 0))
+        return jnp.pad(x, margins, constant_values=jnp.nan)
+
+    measure = jax.jit(lpips.apply)
+    (expected,) = measure(params, image, reference)
+    assert expected > 0.01
+    sizes = jnp.array([[height, width], [height, side - 1], [1, 1]])
+    found = measure(params, on_canvas(image), on_canvas(reference), sizes)
+    np.testing.assert_allclose(found, [expected, np.nan, np.nan], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "limit", "size"),
+    [(VGG16, 16, (15, 16)), (VGG16, 16, (16, 8)), (ALEXNET, 31, (30, 64))],
+)
+def test_small_images_are_refused(backbone, limit, size):
     image = jnp.zeros((1, *size, 3))
-    with pytest.raises(ValueError, match=rf"at least 16 pixels, not \({size[0]}, {size[1]}\)"):
-        LPIPS().init(jax.random.key(0), image, image)
+    message = rf"at least {limit} pixels, not \({size[0]}, {size[1]}\)"
+    with pytest.raises(ValueError, match=message):
+        LPIPS(backbone).init(jax.random.key(0), image, image)

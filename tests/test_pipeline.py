@@ -1,21 +1,15 @@
 from itertools import islice
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from test_records import write_folder
 
 from configs.degradations import real_esrgan
-from upsr_jax.data.degradation import to_unit
-from upsr_jax.data.pipeline import (
-    crop_pair,
-    degrade_crop,
-    list_files,
-    random_crop_and_flip,
-    train_batches,
-)
-from upsr_jax.data.sources import Pair
+from upsr_jax.data.pipeline import example_names, shuffle, train_batches
 
 FILES = 10
 BATCH = 4
@@ -35,6 +29,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def packed(folder, tmp_path_factory):
+    """Pack four photographs of the folder."""
+    files = [Path(folder, f"{i}.png").read_bytes() for i in range(4)]
+    return str(write_folder(tmp_path_factory.mktemp("records") / "packed", files[:3], files[3:]))
+
+
+@pytest.fixture(scope="module")
 def pair_folders(tmp_path_factory):
     """Write pairs whose low-resolution image is every fourth pixel of the ground truth."""
     root = tmp_path_factory.mktemp("pairs")
@@ -50,10 +51,12 @@ def pair_folders(tmp_path_factory):
 def data_config(folder, **changes):
     config = dict(
         folders=(folder,),
-        pairs=None,
+        weights=(),
+        pairs=(),
         batch_size=BATCH,
         crop_size=32,
         num_threads=0,
+        num_workers=0,
         max_bad_fraction=0.0,
     )
     return ConfigDict(config | changes)
@@ -93,6 +96,15 @@ def test_threads_change_nothing(folder):
     expected = batches(data_config(folder), 6)
     for num_threads in (1, 3):
         assert_same(batches(data_config(folder, num_threads=num_threads), 6), expected)
+
+
+def test_workers_change_nothing(folder, packed, pair_folders):
+    mixture = data_config(folder, folders=(folder, packed), weights=(1.0, 2.0))
+    pairs = data_config(folder, folders=(), pairs=pair_folders)
+    for data, num_workers in ((mixture, 2), (pairs, 1)):
+        expected = batches(data, 4, start_step=2)
+        data.num_workers = num_workers
+        assert_same(batches(data, 4, start_step=2), expected)
 
 
 def test_restarts_change_nothing(folder):
@@ -139,35 +151,89 @@ def test_every_epoch_has_all_files_in_its_own_order(folder):
 
 def test_index_names_the_file_behind_an_example(folder):
     data = data_config(folder)
-    files = list_files(data)
     for batch in batches(data, 3):
-        for hr, index in zip(batch["hr"], batch["index"], strict=True):
-            # The row of the crop's first pixel values is a row or column of the photograph
-            photo = np.asarray(Image.open(files[index])).reshape(-1, 3)
+        for hr, name in zip(batch["hr"], example_names(data, batch["index"]), strict=True):
+            photo = np.asarray(Image.open(name)).reshape(-1, 3)
             pixels = np.unique(((hr + 1) / 2 * 255).round().astype(np.uint8).reshape(-1, 3), axis=0)
             assert {tuple(pixel) for pixel in pixels} <= {tuple(pixel) for pixel in photo}
 
 
-def test_a_bad_file_is_replaced(folder, tmp_path):
+def test_index_counts_through_a_mixture(folder, packed):
+    data = data_config(folder, folders=(packed, folder))
+    names = example_names(data, range(4 + FILES))
+    assert names[2:6] == [
+        f"{packed}/0.array_record[2]",
+        f"{packed}/1.array_record[0]",
+        f"{folder}/0.png",
+        f"{folder}/1.png",
+    ]
+    index = np.concatenate([batch["index"] for batch in batches(data, 7)])
+    assert sorted(index[: 4 + FILES]) == list(range(4 + FILES))  # an epoch of both together
+
+
+@pytest.fixture
+def folder_with_a_bad_file(folder, tmp_path):
     for i in range(FILES):
         Image.open(f"{folder}/{i}.png").save(tmp_path / f"{i}.png")
     data = (tmp_path / "5.png").read_bytes()
     (tmp_path / "5.png").write_bytes(data[: len(data) // 2])
+    return str(tmp_path)
 
+
+def test_a_bad_file_is_replaced_and_logged_once(folder, folder_with_a_bad_file, caplog):
     def taken(**changes):
-        return batches(data_config(str(tmp_path), max_bad_fraction=0.1, **changes), 5)
+        return batches(data_config(folder_with_a_bad_file, max_bad_fraction=0.1, **changes), 8)
 
     index = np.concatenate([batch["index"] for batch in taken()])
-    good = np.concatenate([batch["index"] for batch in batches(data_config(folder), 5)])
+    good = np.concatenate([batch["index"] for batch in batches(data_config(folder), 8)])
     np.testing.assert_array_equal(index, np.where(good == 5, 6, good))
-    assert (good == 5).any()
+    assert (good == 5).sum() > 1
+    assert [record.getMessage().count("5.png") for record in caplog.records] == [1]
     assert_same(taken(num_threads=2), taken())
+
+
+@pytest.mark.parametrize("changes", [{}, dict(num_threads=2), dict(num_workers=2)])
+def test_too_many_bad_files_are_an_error(folder_with_a_bad_file, changes):
     with pytest.raises(ValueError, match=r"1 of 10 images are bad.*5\.png"):
-        batches(data_config(str(tmp_path), num_threads=2), 5)
+        batches(data_config(folder_with_a_bad_file, **changes), 5)
+
+
+def test_bad_files_are_counted_over_all_workers(folder_with_a_bad_file):
+    """Each image is bad for itself, not in a row, and each worker meets but some of them."""
+    for name in ("1.png", "8.png"):
+        Path(folder_with_a_bad_file, name).write_text("<html>404</html>")
+    data = data_config(folder_with_a_bad_file, max_bad_fraction=0.2, num_workers=2)
+    with pytest.raises(ValueError, match=r"3 of 10 images are bad"):
+        batches(data, 5)
+
+
+# The order of images
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (3, 1), (0.7, 0.3), (1, 1000)])
+def test_a_mixture_has_its_proportions_at_all_times(weights):
+    order = shuffle((700, 9000), weights, seed=0)
+    index = np.array([order[i] for i in range(5000)])
+    count = np.cumsum(index < 700)
+    expected = np.arange(1, 5001) * weights[0] / sum(weights)
+    assert np.abs(count - expected).max() <= 1 + 0.01 * expected[-1]
+
+
+def test_the_sources_of_a_mixture_have_epochs_of_their_own():
+    order = shuffle((500, 700), (2, 1), seed=0)
+    index = np.array([order[i] for i in range(3000)])
+    for source, numbers in (
+        (index[index < 500], range(500)),
+        (index[index >= 500], range(500, 1200)),
+    ):
+        epochs = [source[i : i + len(numbers)] for i in range(0, 1000, len(numbers))]
+        assert sorted(epochs[0]) == list(numbers)
+        assert (epochs[0][: len(epochs[1])] != epochs[1]).any()
+    assert order[2345] == index[2345]  # whatever came before
 
 
 def test_pairs_are_cropped_alike(pair_folders):
-    data = data_config(None, folders=None, pairs=pair_folders)
+    data = data_config(None, folders=(), pairs=pair_folders)
     corners = set()
     for batch in batches(data, 8):
         np.testing.assert_array_equal(batch["hr"], batch["lr"].repeat(4, axis=1).repeat(4, axis=2))
@@ -176,7 +242,7 @@ def test_pairs_are_cropped_alike(pair_folders):
 
 
 def test_pairs_depend_on_neither_threads_nor_processes(pair_folders):
-    data = data_config(None, folders=None, pairs=pair_folders)
+    data = data_config(None, folders=(), pairs=pair_folders)
     expected = batches(data, 3)
     data.num_threads = 2
     for i in range(2):
@@ -192,78 +258,11 @@ def test_pairs_depend_on_neither_threads_nor_processes(pair_folders):
         (dict(crop_size=30), "crop_size is 30"),
         (dict(crop_size=12), "crop_size is 12"),
         (dict(pairs=("hr", "lr")), "one of folders .* and pairs"),
-        (dict(folders=None), "one of folders .* and pairs"),
+        (dict(folders=()), "one of folders .* and pairs"),
+        (dict(weights=(1.0, 2.0)), r"weights is \(1\.0, 2\.0\): .* each of the 1 folders"),
+        (dict(weights=(0.0,)), r"weights is \(0\.0,\): give a weight above 0"),
     ],
 )
 def test_bad_settings_are_refused(folder, changes, message):
     with pytest.raises(ValueError, match=message):
         train_batches(data_config(folder, **changes), real_esrgan(), 0, 0, 0, 2)
-
-
-# Crops
-
-
-def coordinates(height, width):
-    """Return an image of which every pixel holds its row, its column and 7."""
-    row, column = np.mgrid[:height, :width]
-    return np.stack([row, column, np.full_like(row, 7)], axis=-1).astype(np.uint8)
-
-
-def test_crops_are_flipped_all_ways_and_lie_anywhere():
-    rng = np.random.default_rng(0)
-    orientations, corners = [], []
-    for _ in range(2000):
-        crop = random_crop_and_flip(rng, coordinates(20, 24), 16).astype(int)
-        down, right = crop[1, 0] - crop[0, 0], crop[0, 1] - crop[0, 0]
-        orientations.append((*down, *right))
-        corners.append(tuple(crop.min(axis=(0, 1))))
-        assert crop.shape == (16, 16, 3)
-        np.testing.assert_array_equal(np.ptp(crop, axis=(0, 1)), [15, 15, 0])
-    for values, kinds in ((orientations, 8), (corners, 5 * 9)):
-        _, counts = np.unique(values, axis=0, return_counts=True)
-        expected = 2000 / kinds
-        assert len(counts) == kinds
-        assert np.abs(counts - expected).max() < 4 * np.sqrt(expected)
-
-
-def test_small_photographs_are_extended_by_reflection():
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        crop = random_crop_and_flip(rng, coordinates(20, 12), 16)
-        assert crop.shape == (16, 16, 3)
-        if crop[0, 0, 0] != crop[0, 1, 0]:
-            crop = crop.swapaxes(0, 1)  # rows run down again
-        columns = crop[0, :, 1].astype(int)
-        step = columns[1] - columns[0]
-        assert abs(step) == 1
-        edge = 11 if step == 1 else 0
-        expected = np.concatenate([columns[:12], edge - step * np.arange(1, 5)])
-        assert columns[11] == edge
-        np.testing.assert_array_equal(columns, expected)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (3, 200), (15, 2)])
-def test_tiny_photographs_fill_a_crop(shape):
-    crop = random_crop_and_flip(np.random.default_rng(0), coordinates(*shape), 64)
-    assert crop.shape == (64, 64, 3)
-    assert (crop[..., 2] == 7).all()
-
-
-def test_pairs_smaller_than_the_crop_are_refused():
-    pair = Pair(coordinates(40, 64), coordinates(10, 16))
-    with pytest.raises(ValueError, match=r"64x40 .* crop_size = 48"):
-        crop_pair(np.random.default_rng(0), pair, 48)
-
-
-def test_use_sharp_sharpens_the_ground_truth():
-    config = real_esrgan().to_dict()
-    photo = smooth_image(0, 64, 64)
-    plain, sharp = (
-        degrade_crop(np.random.default_rng(0), photo, 64, **config | dict(use_sharp=use_sharp))
-        for use_sharp in (False, True)
-    )
-    np.testing.assert_array_equal(
-        plain[0], to_unit(random_crop_and_flip(np.random.default_rng(0), photo, 64))
-    )
-    assert sharp[0].std() > 1.1 * plain[0].std()
-    assert (sharp[1] != plain[1]).any()

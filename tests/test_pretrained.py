@@ -9,7 +9,7 @@ from tiny_model import save_tiny_model
 
 from configs import tiny
 from upsr_jax.checkpoint import load_model, save_model
-from upsr_jax.pretrained import load_lpips_vgg, load_networks
+from upsr_jax.pretrained import load_lpips_alex, load_lpips_vgg, load_networks, load_pristine_model
 
 
 def test_lpips_weights_are_the_published_ones():
@@ -22,6 +22,25 @@ def test_lpips_weights_are_the_published_ones():
         head = params[f"head_{stage}"]
         assert head.shape == (width,)
         assert head.min() >= 0
+
+
+def test_lpips_weights_of_alexnet_are_the_published_ones():
+    """Torchvision's AlexNet without its classifier has 2,469,696 parameters; heads have 1,152."""
+    params = load_lpips_alex()
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 2_469_696 + 1_152
+    assert params["conv1_1"]["kernel"].shape == (11, 11, 3, 64)
+    for stage, width in enumerate((64, 192, 384, 256, 256), 1):
+        head = params[f"head_{stage}"]
+        assert head.shape == (width,)
+        assert head.min() >= 0
+
+
+def test_niqe_s_model_is_a_distribution_of_36_features():
+    mean, covariance = load_pristine_model()
+    assert mean.shape == (36,)
+    np.testing.assert_allclose(covariance, covariance.T)
+    assert np.linalg.eigvalsh(covariance).min() > 0
+    assert 2.5 < mean[0] < 3.0  # the shape of normalized luma: nearly a Gaussian's, 2
 
 
 def test_the_old_package_is_never_imported():

@@ -96,3 +96,24 @@ def test_unfit_images_are_refused():
         check_pair(image, image[:, :, 1:])
     with pytest.raises(ValueError, match="at least 11 pixels, not 16x10"):
         ssim_y(image[:, :, 6:], image[:, :, 6:])
+
+
+@pytest.mark.parametrize("metric", [metrics.psnr_y, metrics.ssim_y])
+def test_images_on_a_canvas_have_the_value_they_have_alone(metric):
+    """What lies beside them may be anything, even not a number."""
+    rng = np.random.default_rng(3)
+    sizes = np.array([[11, 25], [24, 13], [32, 32]], np.int32)
+    canvases = np.full((2, 3, 32, 32, 3), np.nan, np.float32)
+    alone = []
+    for i, (height, width) in enumerate(sizes):
+        pair = rng.random((2, height, width, 3), np.float32)
+        canvases[:, i, :height, :width] = pair
+        alone.append(float(metric(*jnp.asarray(pair[:, None]))[0]))
+    found = jax.jit(metric)(*jnp.asarray(canvases), jnp.asarray(sizes))
+    np.testing.assert_allclose(found, alone, rtol=1e-6)
+
+
+def test_ssim_of_an_image_without_a_window_is_not_a_number():
+    image = jnp.ones((2, 16, 16, 3))
+    found = ssim_y(image, image, jnp.array([[11, 16], [10, 16]]))
+    np.testing.assert_array_equal(found, [1, np.nan])

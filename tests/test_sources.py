@@ -1,15 +1,21 @@
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_records import write_folder
 
 from upsr_jax.data.sources import (
+    Pair,
+    concatenate,
     eval_pairs,
     list_images,
     list_pairs,
-    make_reader,
+    open_pairs,
+    open_source,
     read_image,
+    read_or_next,
     read_pair,
 )
 
@@ -128,38 +134,148 @@ def test_sides_of_a_pair_must_be_4_to_1(tmp_path):
         read_pair(files)
 
 
-def test_the_next_file_stands_in_for_a_bad_one(tmp_path, caplog):
-    files = [save(tmp_path / f"{i}.png", RGB + np.uint8(i)) for i in range(10)]
-    damaged(tmp_path / "3.png")  # found when it is read
-    Path(files[4]).write_text("<html>404</html>")  # found up front
-    damaged(tmp_path / "9.png")
-    read = make_reader(files, read_image, max_bad_fraction=0.3)
+# Sources
+
+
+def shifted(shift: int) -> np.ndarray:
+    return RGB + np.uint8(shift)
+
+
+def save_series(folder: Path, shifts: range) -> list[str]:
+    return [save(folder / f"{shift:02}.png", shifted(shift)) for shift in shifts]
+
+
+def pack(folder: Path, *shards: list[str]) -> str:
+    """Write the files of each list to a shard."""
+    return str(write_folder(folder, *([Path(file).read_bytes() for file in s] for s in shards)))
+
+
+def assert_holds(source, shifts: range) -> None:
+    assert source.size == len(shifts)
+    for index, shift in enumerate(shifts):
+        np.testing.assert_array_equal(source.read(index), shifted(shift))
+
+
+def test_a_folder_is_a_source(tmp_path):
+    files = save_series(tmp_path, range(4))
+    source = open_source(str(tmp_path))
+    assert_holds(source, range(4))
+    assert [source.name(i) for i in range(4)] == files
+
+
+def test_a_manifest_of_something_else_changes_nothing(tmp_path):
+    save_series(tmp_path, range(2))
+    (tmp_path / "manifest.json").write_text('{"photographer": "me"}')
+    assert_holds(open_source(str(tmp_path)), range(2))
+
+
+def test_a_torn_manifest_of_records_is_named(tmp_path):
+    folder = pack(tmp_path / "packed", save_series(tmp_path / "photos", range(2)))
+    manifest = Path(folder) / "manifest.json"
+    manifest.write_text(manifest.read_text()[:60])
+    with pytest.raises(ValueError, match=r"manifest\.json' is damaged"):
+        open_source(folder)
+
+
+def test_records_are_a_source(tmp_path):
+    files = save_series(tmp_path / "photos", range(5))
+    folder = pack(tmp_path / "packed", files[:2], [], files[2:])
+    source = open_source(folder)
+    assert_holds(source, range(5))
+    assert [source.name(i).removeprefix(folder) for i in range(5)] == [
+        "/0.array_record[0]",
+        "/0.array_record[1]",
+        "/2.array_record[0]",
+        "/2.array_record[1]",
+        "/2.array_record[2]",
+    ]
+
+
+def test_two_folders_of_pairs_are_a_source(tmp_path):
+    hr = [save(tmp_path / "hr" / f"{i}.png", shifted(i)) for i in range(3)]
+    for i in range(3):
+        save(tmp_path / "lr" / f"{i}.png", shifted(i)[:6, :4])
+    source = open_pairs(str(tmp_path / "hr"), str(tmp_path / "lr"))
+    assert source.size == 3
+    assert [source.name(i) for i in range(3)] == hr
+    pair = source.read(2)
+    assert isinstance(pair, Pair)
+    np.testing.assert_array_equal(pair.hr, shifted(2))
+    np.testing.assert_array_equal(pair.lr, shifted(2)[:6, :4])
+
+
+def test_sources_are_numbered_through(tmp_path):
+    first = save_series(tmp_path / "first", range(3))
+    packed = pack(tmp_path / "packed", save_series(tmp_path / "more", range(3, 5)))
+    last = save_series(tmp_path / "last", range(5, 6))
+    folders = [str(tmp_path / "first"), packed, str(tmp_path / "last")]
+    source = concatenate([open_source(folder) for folder in folders])
+    assert_holds(source, range(6))
+    names = [source.name(i) for i in range(6)]
+    assert names == [*first, f"{packed}/0.array_record[0]", f"{packed}/0.array_record[1]", *last]
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    folder = pack(tmp_path / "packed", save_series(tmp_path / "photos", range(5)))
+    shard = Path(folder) / "0.array_record"
+    data = bytearray(shard.read_bytes())
+    place = data.find(Path(save(tmp_path / "2.png", shifted(2))).read_bytes()[60:])
+    data[place + 100] ^= 1  # one bit
+    shard.write_bytes(data)
+    source = open_source(folder)
+    with pytest.raises(OSError, match=r"0\.array_record\[2\]' can't be read: Corrupted"):
+        source.read(2)
+    for index in (0, 1, 3, 4):
+        np.testing.assert_array_equal(source.read(index), shifted(index))
+
+
+def test_a_record_that_is_no_image_is_named(tmp_path):
+    folder = write_folder(tmp_path / "packed", [b"<html>404</html>", b""])
+    source = open_source(str(folder))
+    for index in (0, 1):
+        with pytest.raises(OSError, match=rf"0\.array_record\[{index}\]' can't be decoded"):
+            source.read(index)
+
+
+def test_tfds_without_its_package_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ImportError, match=r"tfds:imagenet2012/train' needs .* pip install"):
+        open_source("tfds:imagenet2012/train")
+
+
+# Bad images
+
+
+def test_the_next_image_stands_in_for_a_bad_one(tmp_path):
+    save_series(tmp_path, range(10))
+    damaged(tmp_path / "03.png")
+    (tmp_path / "04.png").write_text("<html>404</html>")
+    damaged(tmp_path / "09.png")
+    source = open_source(str(tmp_path))
+    expected = {3: (5, ["03.png", "04.png"]), 4: (5, ["04.png"]), 9: (0, ["09.png"])}
     for order in (range(10), reversed(range(10))):
         for index in order:
-            used, image = read(index)
-            assert used == {3: 5, 4: 5, 9: 0}.get(index, index)
-            np.testing.assert_array_equal(image, RGB + np.uint8(used))
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 3
-    for name in ("3.png", "4.png", "9.png"):
-        assert sum(name in message for message in messages) == 1
+            used, image, rejected = read_or_next(source, 0.3, index)
+            stand_in, bad = expected.get(index, (index, []))
+            assert used == stand_in
+            np.testing.assert_array_equal(image, shifted(used))
+            assert len(rejected) == len(bad)
+            assert all(name in reason for name, reason in zip(bad, rejected, strict=True))
 
 
-def test_too_many_bad_files_are_listed(tmp_path):
-    files = [save(tmp_path / f"{i}.png") for i in range(10)]
-    damaged(tmp_path / "3.png")
-    damaged(tmp_path / "7.png")
-    read = make_reader(files, read_image, max_bad_fraction=0.1)
-    assert read(3)[0] == 4
-    with pytest.raises(ValueError, match=r"2 of 10 images are bad.*0\.1.*3\.png.*7\.png"):
-        read(7)
+def test_too_many_bad_images_in_a_row_are_listed(tmp_path):
+    save_series(tmp_path, range(10))
+    for name in ("03.png", "04.png", "07.png"):
+        damaged(tmp_path / name)
+    source = open_source(str(tmp_path))
+    assert read_or_next(source, 0.1, 7).index == 8
+    with pytest.raises(ValueError, match=r"2 of 10 images are bad.*0\.1.*03\.png.*04\.png"):
+        read_or_next(source, 0.1, 3)
 
 
-def test_bad_headers_are_found_before_the_first_read(tmp_path):
-    files = [str(tmp_path / f"{i}.jpg") for i in range(4)]
-    for file in files:
-        Path(file).write_text("<html>404</html>")
-    with pytest.raises(ValueError, match=r"2 of 4 images are bad.*0\.jpg"):
-        make_reader(files, read_image, max_bad_fraction=0.25)
+def test_without_a_good_image_reading_ends(tmp_path):
+    for file in save_series(tmp_path, range(4)):
+        damaged(Path(file))
+    source = open_source(str(tmp_path))
     with pytest.raises(ValueError, match=r"4 of 4 images are bad"):
-        make_reader(files, read_image, max_bad_fraction=1.0)
+        read_or_next(source, 1.0, 1)

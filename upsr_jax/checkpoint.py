@@ -58,7 +58,7 @@ def load_model(
     folder = Path(folder)
     check_sums(folder)
     try:
-        config = ConfigDict(_tuples(json.loads((folder / CONFIG).read_text())))
+        config = as_config(json.loads((folder / CONFIG).read_text()))
         arrays = load_file(folder / WEIGHTS)
     except (ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} is no model folder of this program: {error}") from error
@@ -127,8 +127,12 @@ def sync(path: Path) -> None:
     os.close(descriptor)
 
 
+def as_config(tree: Mapping[str, Any]) -> ConfigDict:
+    """Make a config of what JSON kept of it, with tuples, which flax modules need for hashing."""
+    return ConfigDict(_tuples(tree))
+
+
 def _tuples(value: Any) -> Any:
-    """Turn JSON's lists into tuples, which flax modules need for hashing."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -96,6 +96,23 @@ def convert(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The --workdir of a training run.")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
+    step: Annotated[int | None, typer.Option(show_default="the last checkpoint")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """Write a checkpoint's averaged weights as a model folder."""
+    from upsr_jax.run_checkpoints import export_model
+
+    try:
+        step = export_model(run, out, step, overwrite)
+    except (OSError, ValueError) as error:
+        fail(str(error))
+    typer.echo(f"step {step} of {run} is in {out}")
+
+
+@app.command()
 def info(
     model: Annotated[Path | None, typer.Argument(show_default="the built-in model")] = None,
 ) -> None:

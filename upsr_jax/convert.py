@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from upsr_jax.models.attention import MASKED, SHIFT_REGIONS, relative_position_index
-from upsr_jax.models.lpips import LPIPS, STAGES
+from upsr_jax.models.lpips import LPIPS, VGG16, conv_names
 from upsr_jax.networks import init_denoiser, init_estimator
 
 
@@ -199,12 +199,12 @@ def estimator_table(config: Config) -> Table:
 def lpips_table() -> Table:
     """List the state dict of LPIPS-VGG: `features.N` of VGG-16 and the heads `linK.model.1`."""
     table, n = [], 0
-    for stage, (depth, _) in enumerate(STAGES, 1):
-        for i in range(1, depth + 1):
-            table += _layer(f"features.{n}", (f"conv{stage}_{i}",), "conv")
+    for names in conv_names(VGG16):
+        for name in names:
+            table += _layer(f"features.{n}", (name,), "conv")
             n += 2  # a convolution and its ReLU
         n += 1  # the pooling
-    heads = range(len(STAGES))
+    heads = range(len(VGG16))
     return [*table, *(Entry(f"lin{k}.model.1.weight", (f"head_{k + 1}",), "head") for k in heads)]
 
 
@@ -243,22 +243,26 @@ def _torch_shapes(table: Table, params: Any) -> dict[str, tuple[int, ...]]:
     return {e.torch_name: _to_torch(shapes[e.path], e.layout).shape for e in entries}
 
 
-def _from_torch(state_dict: Mapping[str, np.ndarray], table: Table, params: Any, name: str) -> dict:
-    shapes = _torch_shapes(table, params)
-    buffers = {entry.torch_name for entry in table if isinstance(entry, Buffer)}
-    found = {key: array for key, array in state_dict.items() if key not in buffers}
-    faults = [f"missing {key} {shape}" for key, shape in shapes.items() if key not in found]
-    faults += [f"surplus {key} {array.shape}" for key, array in found.items() if key not in shapes]
+def _check_shapes(found: Mapping[str, Any], expected: Mapping[str, tuple], fit: str) -> None:
+    """Refuse missing, surplus and misshapen arrays by name; `fit` is what doesn't fit what."""
+    faults = [f"missing {name} {shape}" for name, shape in expected.items() if name not in found]
+    faults += [f"surplus {name} {x.shape}" for name, x in found.items() if name not in expected]
     faults += [
-        f"misshapen {key}: {found[key].shape} instead of {shape}"
-        for key, shape in shapes.items()
-        if key in found and found[key].shape != shape
+        f"misshapen {name}: {found[name].shape} instead of {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
     ]
     if faults:
         raise ValueError(
-            f"the state dict doesn't fit the {name} of this configuration "
-            f"({len(faults)} of {len(shapes)} entries):\n  " + "\n  ".join(faults)
+            f"{fit} of this configuration ({len(faults)} of {len(expected)} entries):\n  "
+            + "\n  ".join(faults)
         )
+
+
+def _from_torch(state_dict: Mapping[str, np.ndarray], table: Table, params: Any, name: str) -> dict:
+    buffers = {entry.torch_name for entry in table if isinstance(entry, Buffer)}
+    found = {key: array for key, array in state_dict.items() if key not in buffers}
+    _check_shapes(found, _torch_shapes(table, params), f"the state dict doesn't fit the {name}")
     return unflatten_dict(
         {
             entry.path: np.ascontiguousarray(_to_flax(found[entry.torch_name], entry.layout))
@@ -268,12 +272,15 @@ def _from_torch(state_dict: Mapping[str, np.ndarray], table: Table, params: Any,
     )
 
 
-def _into_torch(params: Mapping, table: Table) -> dict[str, np.ndarray]:
-    flat = flatten_dict(params)
+def _into_torch(params: Mapping, table: Table, shapes: Any, name: str) -> dict[str, np.ndarray]:
+    found: Any = flatten_dict(params, sep="/")
+    leaves: Any = flatten_dict(shapes, sep="/")
+    expected = {key: leaf.shape for key, leaf in leaves.items()}
+    _check_shapes(found, expected, f"the params don't fit the {name}")
     return {
         entry.torch_name: entry.value.copy()
         if isinstance(entry, Buffer)
-        else np.ascontiguousarray(_to_torch(np.asarray(flat[entry.path]), entry.layout))
+        else np.ascontiguousarray(_to_torch(np.asarray(found["/".join(entry.path)]), entry.layout))
         for entry in table
     }
 
@@ -297,8 +304,13 @@ def denoiser_from_torch(state_dict: Mapping[str, np.ndarray], model_config: Conf
 
 
 def denoiser_to_torch(params: Mapping, model_config: Config) -> dict[str, np.ndarray]:
-    """Convert the denoiser's params to a state dict, buffers included; bit for bit."""
-    return _into_torch(params, denoiser_table(model_config))
+    """Convert the denoiser's params to a state dict, buffers included; bit for bit.
+
+    Raises:
+      ValueError: params are missing, surplus or misshapen; the message lists them all.
+    """
+    shapes = _shapes(init_denoiser, model_config)
+    return _into_torch(params, denoiser_table(model_config), shapes, "denoiser")
 
 
 def estimator_from_torch(state_dict: Mapping[str, np.ndarray], estimator_config: Config) -> dict:
@@ -308,8 +320,12 @@ def estimator_from_torch(state_dict: Mapping[str, np.ndarray], estimator_config:
 
 
 def estimator_to_torch(params: Mapping, estimator_config: Config) -> dict[str, np.ndarray]:
-    """Convert the estimator's params to a state dict, buffers included; bit for bit."""
-    return _into_torch(params, estimator_table(estimator_config))
+    """Convert the estimator's params to a state dict as `denoiser_to_torch`.
+
+    A state dict doesn't show the category size: whoever reads it has to know it.
+    """
+    shapes = _shapes(init_estimator, estimator_config)
+    return _into_torch(params, estimator_table(estimator_config), shapes, "estimator")
 
 
 def lpips_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict:

@@ -78,6 +78,11 @@ def torch_to_folder(sources: Sequence[Path], destination: Path, overwrite: bool)
         config |= RELEASED | {"network": networks[0]}
     save_model(destination, config, params, overwrite)
     report.append(f"{destination}: written, sha256 {file_sha256(destination / WEIGHTS)}")
+    if "estimator" in networks:
+        report.append(
+            f"{destination}: category_size {RELEASED_CATEGORY_SIZE} is assumed for the estimator, "
+            "as the released one has it; weights don't show it"
+        )
     if networks == ["denoiser"]:
         report.append("To upscale, it needs the estimator too: convert both files to one folder")
     return report
@@ -99,17 +104,24 @@ def folder_to_torch(folder: Path, destination: Path, overwrite: bool) -> list[st
                 f"{destination / TORCH_FILES[kind]} exists already: "
                 "choose another folder or overwrite it"
             )
+    to_torch = {"denoiser": denoiser_to_torch, "estimator": estimator_to_torch}
+    state_dicts = {
+        kind: to_torch[kind](params[kind], config[CONFIG_BLOCKS[kind]].to_dict()) for kind in kinds
+    }
     destination.mkdir(parents=True, exist_ok=True)
     report = []
-    for kind in kinds:
-        to_torch = denoiser_to_torch if kind == "denoiser" else estimator_to_torch
-        arrays = to_torch(params[kind], config[CONFIG_BLOCKS[kind]].to_dict())
+    for kind, arrays in state_dicts.items():
         path = destination / TORCH_FILES[kind]
         write_torch(path, arrays)
         report.append(
             f"{path}: {kind}, {len(arrays)} entries under params_ema, "
             f"{count(params[kind]):,} parameters, sha256 {file_sha256(path)}"
         )
+        if kind == "estimator" and config.estimator.category_size != RELEASED_CATEGORY_SIZE:
+            report.append(
+                f"{path}: note down category_size {config.estimator.category_size}, which the file "
+                f"doesn't hold; read back, it would be taken as {RELEASED_CATEGORY_SIZE}"
+            )
     return report
 
 
@@ -195,7 +207,10 @@ def buffers_fit(state_dict: Mapping[str, np.ndarray], model_config: Mapping[str,
 
 
 def estimator_config(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Read ATD's arguments off an estimator's shapes; raise KeyError if an entry is missing."""
+    """Read ATD's arguments off an estimator's shapes; raise KeyError if an entry is missing.
+
+    category_size doesn't show in them: it is taken to be that of the released estimators.
+    """
     shape = {name: array.shape for name, array in state_dict.items()}
     group = "layers.{}.residual_group"
     groups = count_from_zero(shape, group + ".td")

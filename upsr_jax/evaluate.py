@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import cv2
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from upsr_jax.config import check_config
 from upsr_jax.data.degradation import degrade, to_bytes, to_unit
 from upsr_jax.data.sources import Pair, eval_pairs, list_images, read_image
 from upsr_jax.inference import SIZE_MULTIPLE, Restoration, make_super_resolve, padded_side
@@ -23,6 +25,8 @@ from upsr_jax.metrics.psnr_ssim import psnr_y, ssim_y
 from upsr_jax.models.lpips import LPIPS
 from upsr_jax.networks import apply
 from upsr_jax.pretrained import load_lpips_vgg, load_networks
+from upsr_jax.run_checkpoints import read_checkpoint
+from upsr_jax.sharding import create_mesh, put, replicated
 from upsr_jax.tiling import noise_window, pad_reflect
 
 METRICS = ("psnr_y", "ssim_y", "lpips_vgg")
@@ -77,15 +81,24 @@ def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
 
 
 class Evaluator:
-    """Evaluate params on the pairs of config.eval; keeps pairs and compiled programs."""
+    """Evaluate params on the pairs of config.eval; keeps pairs and compiled programs.
 
-    def __init__(self, config: ConfigDict):
+    Every process computes all of it. The params may lie split over `mesh`.
+    """
+
+    def __init__(self, config: ConfigDict, mesh: Mesh):
         if min(config.eval.max_images, config.eval.pictures) < 1:
             raise ValueError("config.eval.max_images and config.eval.pictures must be at least 1")
         self.config = config
         self.pairs = load_pairs(config)
         self.lpips = jax.device_put(load_lpips_vgg())
-        self.super_resolve = jax.jit(make_super_resolve(config))
+        super_resolve = make_super_resolve(config)
+
+        def gather_and_super_resolve(params, lr, noise):
+            params = jax.lax.with_sharding_constraint(params, replicated(mesh))
+            return super_resolve(params, lr, noise)
+
+        self.super_resolve = jax.jit(gather_and_super_resolve, out_shardings=replicated(mesh))
         self.measure = jax.jit(measure)
 
     def __call__(self, params: Mapping[str, Any], show_progress: bool = False) -> Report:
@@ -146,12 +159,13 @@ def stack_strips(strips: list[np.ndarray]) -> np.ndarray:
 
 
 def load_params(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Load the model folder config.eval.model, or else that of the last checkpoint in `workdir`.
+    """Load the model folder config.eval.model, or else the last checkpoint in `workdir`.
 
     Raises ValueError if networks are missing or others than the config's.
     """
-    folder = Path(config.eval.model) if config.eval.model else workdir / "model"
-    return load_networks(folder, config, ["estimator", config.network])
+    if not config.eval.model:
+        return read_checkpoint(workdir).model
+    return load_networks(config.eval.model, config, ["estimator", config.network])
 
 
 def describe_protocol(config: ConfigDict, images: int) -> dict[str, Any]:
@@ -163,6 +177,8 @@ def describe_protocol(config: ConfigDict, images: int) -> dict[str, Any]:
         "images": images,
         "sampler": "none, the estimate itself"
         if config.network == "estimator"
+        else config.sampler.method
+        if config.sampler.method == "one_step"
         else f"{config.sampler.method}, {config.sampler.steps} steps",
         "noise weight": f"un {config.prior.un}, min_noise {config.prior.min_noise}",
         "seed": config.eval.seed,
@@ -179,9 +195,14 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> Report:
 
     The folder gets results.json (protocol, means, every image) and a picture.
     """
+    check_config(config)
     workdir = Path(workdir)
-    evaluator = Evaluator(config)
-    report = evaluator(jax.device_put(load_params(config, workdir)), show_progress=True)
+    mesh = create_mesh(**config.mesh)
+    params = load_params(config, workdir)
+    params = put(params, jax.tree.map(lambda _: replicated(mesh), params))
+    report = Evaluator(config, mesh)(params, show_progress=jax.process_index() == 0)
+    if jax.process_index() != 0:
+        return report
     folder = workdir / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     protocol = describe_protocol(config, len(report.rows))

@@ -12,6 +12,7 @@ from upsr_jax.prior import Prior
 
 Image = Float[Array, "b h w 3"]
 LpipsFn = Callable[[Image, Image], Float[Array, "b"]]
+Loss = tuple[Float[Array, ""], dict[str, Float[Array, "b"]]]
 
 
 def diffusion_loss(
@@ -23,7 +24,7 @@ def diffusion_loss(
     noise: Image,
     t: Int[Array, "b"],
     lpips_weight: float,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+) -> Loss:
     """Measure how well x_0 is predicted from x_t (arXiv 2503.18512, Sec. 3.3).
 
     The loss is the mean squared error over all pixels plus `lpips_weight` times LPIPS of the
@@ -31,7 +32,7 @@ def diffusion_loss(
     holds 0-based steps. `lpips_fn` is not called where its weight is 0.
 
     Returns:
-      The mean loss and its terms.
+      The mean loss, and the terms of every image.
     """
     x_0, y_bic, weight, noise = jax.tree.map(
         pixel_unshuffle, (hr, prior.bicubic, prior.noise_weight, noise)
@@ -39,8 +40,8 @@ def diffusion_loss(
     x_t = q_sample(schedule, x_0, y_bic, weight, noise, t)
     timesteps = jnp.asarray(schedule.timesteps)[t]
     predicted = denoise_fn(scale_input(schedule, x_t, t), timesteps, prior.condition)
-    mse = jnp.mean((predicted - hr) ** 2)
-    return _with_lpips(mse, {"mse": mse}, lpips_fn, predicted, hr, lpips_weight)
+    mse = jnp.mean((predicted - hr) ** 2, axis=(1, 2, 3))
+    return _with_lpips({"mse": mse}, mse, lpips_fn, predicted, hr, lpips_weight)
 
 
 def estimator_loss(
@@ -49,25 +50,24 @@ def estimator_loss(
     lr: Float[Array, "b h w 3"],
     hr: Float[Array, "b 4*h 4*w 3"],
     lpips_weight: float,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+) -> Loss:
     """Measure the estimator's mean absolute error in unit range, plus LPIPS if it has a weight.
 
     `lr` and `hr` are signed; `estimate_fn` maps unit images to unit images. arXiv 2401.08209,
     Sec. 4.1, on Real-ESRGAN's degradations.
 
     Returns:
-      The mean loss and its terms.
+      The mean loss, and the terms of every image.
     """
     estimate = 2 * estimate_fn((lr + 1) / 2) - 1
-    l1 = jnp.mean(jnp.abs(estimate - hr)) / 2
-    return _with_lpips(l1, {"l1": l1}, lpips_fn, estimate, hr, lpips_weight)
+    l1 = jnp.mean(jnp.abs(estimate - hr), axis=(1, 2, 3)) / 2
+    return _with_lpips({"l1": l1}, l1, lpips_fn, estimate, hr, lpips_weight)
 
 
 def _with_lpips(
-    loss: Array, terms: dict, lpips_fn: LpipsFn, image: Image, hr: Image, weight: float
-) -> tuple[Array, dict]:
-    if not weight:
-        return loss, {"loss": loss, **terms}
-    lpips = jnp.mean(lpips_fn(jnp.clip(image, -1, 1), hr))
-    loss += weight * lpips
-    return loss, {"loss": loss, **terms, "lpips": lpips}
+    terms: dict, loss: Array, lpips_fn: LpipsFn, image: Image, hr: Image, weight: float
+) -> Loss:
+    if weight:
+        terms["lpips"] = lpips_fn(jnp.clip(image, -1, 1), hr)
+        loss += weight * terms["lpips"]
+    return jnp.mean(loss), terms

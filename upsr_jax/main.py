@@ -1,29 +1,67 @@
-"""Train or evaluate: python -m upsr_jax.main --config configs/realsr_x4.py --workdir runs/a."""
+"""Train or evaluate: python -m upsr_jax.main --config configs/realsr_x4.py --workdir runs/a.
+
+On several hosts run the same command on each, under SLURM or with --coordinator.
+"""
 
 import logging
-import sys
+import os
+import traceback
+from pathlib import Path
 
-import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
-
-from upsr_jax.evaluate import evaluate
-from upsr_jax.train import train_and_evaluate
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and pictures.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+PROFILE = flags.DEFINE_string("profile", None, "START:END, steps to trace into WORKDIR/profile.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
 
 
 def main(_: list[str]) -> None:
     """Run the chosen mode; what the user can mend ends it with one sentence, not a traceback."""
+    # Imported here, as loader workers import this module and need none of it.
+    import absl.logging
+
+    from upsr_jax import distributed
+    from upsr_jax.evaluate import evaluate
+    from upsr_jax.train import train_and_evaluate
+
     absl.logging.set_verbosity(absl.logging.WARNING)  # orbax would fill the screen
     logging.getLogger("upsr_jax").setLevel(logging.INFO)
-    run = {"train": train_and_evaluate, "evaluate": evaluate}[MODE.value]
     try:
-        run(CONFIG.value, WORKDIR.value)
-    except (OSError, FloatingPointError) as error:
-        sys.exit(f"upsr_jax: {error}")
+        profile = parse_steps(PROFILE.value)
+        distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
+        workdir = Path(str(WORKDIR.value)).absolute()
+        keep_programs(workdir / "compiled")
+        if MODE.value == "train":
+            train_and_evaluate(CONFIG.value, workdir, profile)
+        else:
+            evaluate(CONFIG.value, workdir)
+    except Exception as error:
+        mendable = isinstance(error, OSError | ValueError | FloatingPointError | ImportError)
+        sentence = distributed.explain(error) or (str(error) if mendable else None)
+        distributed.leave(f"upsr_jax: {sentence}" if sentence else traceback.format_exc())
+
+
+def parse_steps(text: str | None) -> tuple[int, int] | None:
+    """Read "START:END", the first and the last step of a trace."""
+    if text is None:
+        return None
+    start, _, end = text.partition(":")
+    if not (start.isdecimal() and end.isdecimal() and 1 <= int(start) <= int(end)):
+        raise ValueError(f"--profile {text}: give the first and the last step, such as 10:12")
+    return int(start), int(end)
+
+
+def keep_programs(folder: Path) -> None:
+    """Keep compiled programs for the next start, unless JAX_COMPILATION_CACHE_DIR names a place."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 if __name__ == "__main__":

@@ -27,17 +27,22 @@ def init_estimator(key: jax.Array, config: Mapping[str, Any] | ConfigDict) -> An
     return ATD(**config).init(key, jnp.zeros((1, side, side, 3)))["params"]
 
 
-def create_denoiser(config: ConfigDict) -> SwinUNet:
-    """Build the denoiser of a whole config, computing in config.dtype."""
-    return SwinUNet(**config.model, dtype=config.dtype)
+def create_denoiser(config: ConfigDict, remat: str = "none") -> SwinUNet:
+    """Build the denoiser of a whole config, computing in config.dtype.
+
+    `remat` saves memory in training and changes no number, see `models.remat.rematerialize`.
+    """
+    return SwinUNet(**config.model, dtype=config.dtype, remat=remat)
 
 
-def create_estimator(config: ConfigDict) -> ATD:
+def create_estimator(config: ConfigDict, remat: str = "none") -> ATD:
     """Build the estimator of a whole config, computing in float32 even where config.dtype is less.
 
-    It sorts pixels by their nearest token; in bfloat16 too many of them tie.
+    It sorts pixels by their nearest token; in bfloat16 too many of them tie. `remat` is as for
+    `create_denoiser`.
     """
-    return ATD(**config.estimator, dtype=jnp.promote_types(config.dtype, jnp.float32))
+    dtype = jnp.promote_types(config.dtype, jnp.float32)
+    return ATD(**config.estimator, dtype=dtype, remat=remat)
 
 
 def apply(network: nn.Module, params: Any, *inputs: Any) -> Any:

@@ -1,28 +1,72 @@
-"""Where arrays live: batches are split over all devices, the state is on each of them."""
+"""Where arrays live: batches are split over all devices, the training state over one axis of them.
+
+The mesh has two axes. Over "data" the state is copied; over "fsdp" (fully sharded data parallelism,
+arXiv 1910.02054 and 2304.11277) each device keeps a part of it and gathers parameters to use them.
+"""
 
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+BATCH_AXES = ("data", "fsdp")
+MIN_SHARDED_SIZE = 2**12  # elements: to split less costs more messages than it saves memory
 
 
-def create_mesh() -> Mesh:
-    """Lay out all devices of all hosts along one axis, 'data'."""
-    return Mesh(np.asarray(jax.devices()), ("data",))
+def create_mesh(data: int, fsdp: int) -> Mesh:
+    """Lay out all devices of all hosts as `data` x `fsdp`; `data` = -1 takes as many as there are.
+
+    Devices of one host stay together along "fsdp", whose messages are the larger ones.
+    Raises ValueError if the sizes don't multiply to the number of devices.
+    """
+    devices = jax.devices()
+    rows = len(devices) // fsdp if data == -1 and fsdp > 0 else data
+    if min(rows, fsdp) < 1 or rows * fsdp != len(devices):
+        raise ValueError(
+            f"config.mesh of data {data} x fsdp {fsdp} doesn't fit {len(devices)} devices: set "
+            "sizes that multiply to their number (data = -1 takes what fsdp leaves)"
+        )
+    return Mesh(np.asarray(devices).reshape(rows, fsdp), BATCH_AXES)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Place a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-    """Split the first axis over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """Split the first axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def split_state(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """Choose the sharding of every array of a tree by its shape alone.
+
+    Its longest axis that divides evenly is split over "fsdp" (of several, the first); an array
+    without one, or of fewer than `MIN_SHARDED_SIZE` elements, is copied.
+    """
+
+    def rule(leaf: Any) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % mesh.shape["fsdp"] == 0]
+        if not axes or leaf.size < MIN_SHARDED_SIZE:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
+
+    return jax.tree.map(rule, tree)
 
 
 def to_global(batch: Any, mesh: Mesh) -> Any:
     """Make global arrays of this host's rows of a batch, a tree of NumPy arrays [rows, ...]."""
     sharding = split_batch(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Place NumPy arrays that every host has; each device receives its own part only."""
+    return jax.tree.map(
+        lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, x.__getitem__),
+        tree,
+        shardings,
+    )

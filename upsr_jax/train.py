@@ -1,279 +1,213 @@
-"""Train the denoiser or the estimator, with evaluation, checkpoints and exact resumption."""
+"""Train the denoiser or the estimator: on any number of devices and hosts, stopped and resumed."""
 
 import json
 import logging
-import time
-from collections.abc import Callable
-from contextlib import closing
+import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
-from clu import parameter_overview
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from upsr_jax.checkpoint import save_model
+from upsr_jax import run_checkpoints
+from upsr_jax.config import check_config
 from upsr_jax.data.pipeline import train_batches
-from upsr_jax.diffusion import Schedule
 from upsr_jax.evaluate import Evaluator
-from upsr_jax.losses import diffusion_loss, estimator_loss
-from upsr_jax.models.lpips import LPIPS
-from upsr_jax.networks import (
-    apply,
-    create_denoiser,
-    create_estimator,
-    init_denoiser,
-    init_estimator,
-)
+from upsr_jax.meter import Meter
 from upsr_jax.optimizer import create_optimizer, create_schedule
-from upsr_jax.pretrained import load_lpips_vgg, load_networks
-from upsr_jax.prior import make_prior
-from upsr_jax.sharding import create_mesh, replicated, split_batch, to_global
-from upsr_jax.state import TrainState, apply_gradients, create_state
+from upsr_jax.run_checkpoints import export_model, model_params, open_checkpoints
+from upsr_jax.run_info import device_memory
+from upsr_jax.run_setup import (
+    check_batch,
+    create_sharded_state,
+    init_params,
+    load_frozen,
+    log_setup,
+    prepare_workdir,
+    speed_limits,
+)
+from upsr_jax.sharding import create_mesh, replicated, to_global
+from upsr_jax.train_step import make_loss_fn, make_train_step
 from upsr_jax.writer import Writer
 
 logger = logging.getLogger(__name__)
 
-LossFn = Callable[[Any, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, dict]]
 
+def train_and_evaluate(
+    config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | None = None
+) -> None:
+    """Train until config.train.steps, from the last whole checkpoint in `workdir` if there is one.
 
-def make_loss_fn(config: ConfigDict) -> LossFn:
-    """Build `(params, frozen, batch, key) -> (loss, terms)` of the network that is trained.
-
-    `frozen` holds the weights that don't learn: "lpips", and "estimator" beside the denoiser.
-    """
-    estimator = create_estimator(config)
-    lpips = LPIPS(dtype=config.dtype)
-    weight = config.loss.lpips_weight
-
-    def lpips_of(frozen: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        def distance(image: jax.Array, reference: jax.Array) -> jax.Array:
-            if config.loss.released_lpips_range:  # the released training fed it 2x - 1 of signed x
-                image, reference = 2 * image - 1, 2 * reference - 1
-            return apply(lpips, frozen["lpips"], image, reference)
-
-        return distance
-
-    if config.network == "estimator":
-
-        def loss_of_estimator(params, frozen, batch, key):
-            del key
-            return estimator_loss(
-                lambda image: apply(estimator, params, image),
-                lpips_of(frozen),
-                batch["lr"],
-                batch["hr"],
-                weight,
-            )
-
-        return loss_of_estimator
-
-    denoiser = create_denoiser(config)
-    schedule = Schedule.create(**config.diffusion)
-    # A one-step model is never asked for another step than the last.
-    first_step = config.diffusion.steps - 1 if config.sampler.method == "one_step" else 0
-
-    def loss_of_denoiser(params, frozen, batch, key):
-        prior = make_prior(
-            lambda image: apply(estimator, frozen["estimator"], image),
-            batch["lr"],
-            **config.prior,
-        )
-        key_t, key_noise = jax.random.split(key)
-        hr = batch["hr"]
-        return diffusion_loss(
-            schedule,
-            lambda x_t, t, condition: apply(denoiser, params, x_t, t, condition),
-            lpips_of(frozen),
-            prior,
-            hr,
-            noise=jax.random.normal(key_noise, hr.shape),
-            t=jax.random.randint(key_t, hr.shape[:1], first_step, config.diffusion.steps),
-            lpips_weight=weight,
-        )
-
-    return loss_of_denoiser
-
-
-def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, ema_decay: float, seed: int
-) -> Callable[[TrainState, Any, dict[str, jax.Array]], tuple[TrainState, dict]]:
-    """Build one update `(state, frozen, batch) -> (state, terms)`, random by (seed, step) alone."""
-
-    def train_step(state, frozen, batch):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, terms = jax.grad(loss_fn, has_aux=True)(state.params, frozen, batch, key)
-        state = apply_gradients(state, grads, optimizer, ema_decay)
-        # The new parameters' norm, too: no step that spoils them goes into a checkpoint.
-        norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(state.params)}
-        return state, terms | norms
-
-    return train_step
-
-
-def load_frozen(config: ConfigDict) -> dict[str, Any]:
-    """Load the weights that the loss needs and that don't learn."""
-    frozen = {}
-    if config.loss.lpips_weight:
-        frozen["lpips"] = load_lpips_vgg()
-    if config.network == "denoiser":
-        frozen["estimator"] = load_part(config, "estimator")
-    return frozen
-
-
-def load_part(config: ConfigDict, part: str) -> Any:
-    """Load one network, "denoiser" or "estimator", from the model folder config.pretrained names.
-
-    Raises ValueError if none is named, or if its network is missing or another than the config's.
-    """
-    folder = config.pretrained[part]
-    if not folder:
-        raise ValueError(
-            f"training the denoiser needs a trained {part}: set config.pretrained.{part} to a "
-            "model folder, trained with configs/estimator_x4.py or converted with `upsr convert`"
-        )
-    return load_networks(folder, config, [part])[part]
-
-
-def init_params(config: ConfigDict) -> Any:
-    """Draw the trained network's first parameters, or load those config.pretrained names."""
-    if config.pretrained[config.network]:
-        return load_part(config, config.network)
-    key = jax.random.fold_in(jax.random.key(config.seed), 0x1217)
-    init_fn, block = {
-        "estimator": (init_estimator, config.estimator),
-        "denoiser": (init_denoiser, config.model),
-    }[config.network]
-    return jax.jit(lambda key: init_fn(key, block))(key)
-
-
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> None:
-    """Train until config.train.steps, from the last checkpoint in `workdir` if there is one.
-
-    Writes checkpoints, metrics.jsonl, tensorboard events, pictures and, with every checkpoint, the
-    model folder `workdir/model` with the averaged weights.
+    Writes checkpoints, metrics.jsonl, TensorBoard events, pictures, the config and environment and,
+    at the end, the model folder `workdir/model` with the averaged weights. SIGTERM and SIGINT end
+    it early, after a checkpoint; the same call goes on from there. `profile` names the first and
+    the last step of a trace that goes into `workdir/profile`.
 
     Raises:
       FloatingPointError: the loss is not finite; names the step and the batch's examples.
-      ValueError: the config asks for what can't be done, such as a batch that can't be split.
+      OSError: a file is missing, or something can't be written; the checkpoints stay whole.
+      ValueError: the config asks for what can't be done, or contradicts the run in `workdir`.
     """
-    if config.data.batch_size % jax.device_count():
-        raise ValueError(
-            f"a batch of {config.data.batch_size} can't be split evenly over {jax.device_count()} "
-            "devices: set config.data.batch_size to a multiple of them"
-        )
+    check_config(config)
+    mesh = create_mesh(**config.mesh)
+    check_batch(config, mesh)
     workdir = Path(workdir).absolute()
-    workdir.mkdir(parents=True, exist_ok=True)
+    prepare_workdir(workdir, config)
     is_main = jax.process_index() == 0
-    if is_main:
-        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
-    mesh = create_mesh()
+    process = jax.process_index(), jax.process_count()
+    settings = config.train
 
-    learning_rate = create_schedule(**config.schedule)
-    optimizer = create_optimizer(learning_rate, **config.optimizer)
-    frozen = jax.device_put(load_frozen(config), replicated(mesh))
-    evaluator = Evaluator(config)
-    state = jax.device_put(create_state(init_params(config), optimizer), replicated(mesh))
-    if is_main:
-        logger.info("\n%s", parameter_overview.get_parameter_overview(state.params))
+    with open_checkpoints(workdir, config) as checkpoints:
+        if (checkpoints.latest_step() or 0) >= settings.steps:
+            run_checkpoints.check_config_of_last(checkpoints, config)
+            logger.info("nothing to do: this run has finished its %d steps", settings.steps)
+            return finish(workdir)
 
-    options = ocp.CheckpointManagerOptions(max_to_keep=config.train.keep_checkpoints)
-    checkpoints = ocp.CheckpointManager(workdir / "checkpoints", options=options)
-    if (latest := checkpoints.latest_step()) is not None:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        state = checkpoints.restore(latest, args=ocp.args.StandardRestore(abstract))
-        logger.info("resumed after step %d", latest)
+        learning_rate = create_schedule(**config.schedule)
+        optimizer = create_optimizer(learning_rate, **config.optimizer)
+        frozen = load_frozen(config, mesh)
+        state = create_sharded_state(init_params(config, mesh), optimizer, mesh)
+        if is_main:
+            log_setup(config, mesh, state.params)
+        state = run_checkpoints.restore(checkpoints, config, state, frozen)
+        first = int(state.step) + 1
+        evaluator = Evaluator(config, mesh) if settings.eval_every else None
+        meter = Meter(config.data.batch_size, *speed_limits(config, state, frozen, mesh))
+        loss_fn = make_loss_fn(config, settings.remat)
+        train_step = jax.jit(
+            make_train_step(
+                loss_fn, optimizer, settings.ema_decay, config.seed, settings.microbatches, mesh
+            ),
+            out_shardings=(jax.tree.map(lambda x: x.sharding, state), replicated(mesh)),
+            donate_argnums=0,
+        )
+        pending = None  # terms of the step before, read while the devices work on the next one
+        stop = False
 
-    train_step = jax.jit(
-        make_train_step(make_loss_fn(config), optimizer, config.train.ema_decay, config.seed),
-        in_shardings=(replicated(mesh), replicated(mesh), split_batch(mesh)),
-        out_shardings=(replicated(mesh), replicated(mesh)),
-        donate_argnums=0,
-    )
-    first_step = int(state.step)
-    pending = None  # terms of the step before, read while the device works on the next one
-    since, images = time.perf_counter(), 0
-    with (
-        checkpoints,  # an error waits for the checkpoint that is being written
-        closing(
-            train_batches(
-                config.data,
-                config.degradation,
-                config.seed,
-                first_step,
-                jax.process_index(),
-                jax.process_count(),
-            )
-        ) as batches,
-        closing(Writer(workdir, enabled=is_main)) as writer,
-        tqdm(
-            total=config.train.steps, initial=first_step, unit="step", disable=not is_main
-        ) as progress,
-    ):
-        for step in range(first_step + 1, config.train.steps + 1):
-            batch = next(batches)
-            index = batch.pop("index")
-            batch = to_global(batch, mesh)
-            with jax.transfer_guard("disallow"):  # nothing else goes to the devices unnoticed
-                state, terms = train_step(state, frozen, batch)
-            check_finite(pending, checkpoints)
-            pending = (step, index, terms)
-            images += config.data.batch_size
-            progress.update()
+        with (
+            stop_signals() as signals,
+            closing(
+                train_batches(config.data, config.degradation, config.seed, first - 1, *process)
+            ) as batches,
+            closing(Writer(workdir, first - 1, enabled=is_main)) as writer,
+            tqdm(
+                total=settings.steps, initial=first - 1, unit="step", disable=not is_main
+            ) as progress,
+        ):
+            for step in range(first, settings.steps + 1):
+                with meter.waiting():
+                    batch = next(batches)
+                index = batch.pop("index")
+                # All processes must stop after the same step: the wish travels with the batch.
+                batch["stop"] = np.full(len(index), bool(signals))
+                batch = to_global(batch, mesh)
+                if profile and step == profile[0]:
+                    jax.profiler.start_trace(workdir / "profile")
+                with (
+                    meter.paused(step == first),  # the first call compiles
+                    jax.transfer_guard("disallow"),  # nothing else goes to the devices
+                ):
+                    state, terms = train_step(state, frozen, batch)
+                stop = read_terms(pending, meter, checkpoints) or stop
+                pending = (step, index, terms)
+                progress.update()
 
-            last = step == config.train.steps
-            if last or step % config.train.log_every == 0:
-                values = check_finite(pending, checkpoints)
-                rate = images / (time.perf_counter() - since)
-                since, images = time.perf_counter(), 0
-                progress.set_postfix({"loss": f"{values['loss']:.4f}", "images/s": f"{rate:.1f}"})
-                extra = {"learning_rate": float(learning_rate(step - 1)), "images_per_second": rate}
-                writer.scalars(step, "train", values | extra)
-            if last or step % config.train.checkpoint_every == 0:
-                check_finite(pending, checkpoints)
-                if is_main:  # before the checkpoint: a run that has its last one has its model
-                    params = model_params(config, state.ema_params, frozen)
-                    save_model(workdir / "model", model_config(config), params, overwrite=True)
-                checkpoints.save(step, args=ocp.args.StandardSave(state))
-            if last or step % config.train.eval_every == 0:
-                check_finite(pending, checkpoints)
-                report = evaluator(model_params(config, state.ema_params, frozen))
-                writer.scalars(step, "eval", report.means)
-                writer.picture(step, "eval", report.picture)
-                if is_main:
-                    progress.write(f"step {step}: {json.dumps(report.means)}")
-                since, images = time.perf_counter(), 0
-    if is_main:
-        logger.info("model folder: %s", workdir / "model")
+                last = stop or step == settings.steps
+                log, evaluate, save = (
+                    every > 0 and (last or step % every == 0)
+                    for every in (
+                        settings.log_every,
+                        settings.eval_every,
+                        settings.checkpoint_every,
+                    )
+                )
+                profiled = profile and (step == profile[1] or (last and step >= profile[0]))
+                if log or evaluate or save or profiled:
+                    stop = read_terms(pending, meter, checkpoints) or stop  # after the next step
+                    pending = None
+                if profiled:
+                    jax.profiler.stop_trace()
+                if log:
+                    values = meter.summary() | device_memory()
+                    values["learning_rate"] = float(learning_rate(step - 1))
+                    writer.scalars(step, "train", values)
+                    progress.set_postfix_str(
+                        f"loss {values['loss']:.4f}, {values['images_per_second']:.1f} images/s"
+                    )
+                with meter.paused():
+                    means = None
+                    if evaluator and evaluate and not stop:  # who ends a run early won't wait
+                        report = evaluator(model_params(config, state.ema_params, frozen))
+                        means = report.means
+                        writer.scalars(step, "eval", means)
+                        writer.picture(step, "eval", report.picture)
+                        if is_main:
+                            progress.write(f"step {step}: {json.dumps(means)}")
+                    if save:
+                        run_checkpoints.save(checkpoints, config, state, frozen, means)
+                    with run_checkpoints.explain_failure(checkpoints):
+                        checkpoints.check_for_errors()
+                if last:
+                    break
+            names = " and ".join(signal.Signals(number).name for number in signals)
+    if step < settings.steps:
+        logger.info(
+            "stopped by %s after step %d, which is saved: the same command goes on from there",
+            names or "another process",
+            step,
+        )
+    else:
+        finish(workdir)
 
 
-def model_config(config: ConfigDict) -> ConfigDict:
-    """Keep what rebuilds and runs the model; data, paths and training stay in the workdir."""
-    keys = ("network", "dtype", "model", "estimator", "diffusion", "prior", "sampler")
-    return ConfigDict({key: config[key] for key in keys})
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT in a list; a second one of a kind acts as it always does."""
+    received: list[int] = []
+
+    def receive(number, frame):
+        del frame
+        received.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def model_params(config: ConfigDict, ema_params: Any, frozen: Any) -> dict[str, Any]:
-    """Join the averaged weights and the frozen estimator into one model's params."""
-    if config.network == "estimator":
-        return {"estimator": ema_params}
-    return {"denoiser": ema_params, "estimator": frozen["estimator"]}
+def read_terms(pending: tuple | None, meter: Meter, checkpoints: ocp.CheckpointManager) -> bool:
+    """Wait for a step's terms and meter them; return whether a process wishes to stop.
 
-
-def check_finite(pending: tuple | None, checkpoints: ocp.CheckpointManager) -> dict[str, float]:
-    """Read a step's terms; raise FloatingPointError, with all that helps, if one is not finite."""
+    Raises FloatingPointError, with all that helps, if one is not finite.
+    """
     if pending is None:
-        return {}
+        return False
     step, index, terms = pending
-    values = {name: float(value) for name, value in jax.device_get(terms).items()}
-    if not all(np.isfinite(list(values.values()))):
+    values = jax.device_get(terms)
+    stop = bool(values.pop("stop"))
+    if not all(np.isfinite(value).all() for value in values.values()):
         latest = checkpoints.latest_step()
         good = "there is no checkpoint yet"
         if latest is not None:
             good = f"the last good checkpoint is that of step {latest}"
-        raise FloatingPointError(f"step {step} gave {values} on examples {index.tolist()}; {good}")
-    return values
+        scalars = {name: float(value) for name, value in values.items() if value.ndim == 0}
+        raise FloatingPointError(f"step {step} gave {scalars} on examples {index.tolist()}; {good}")
+    meter.add(values)
+    return stop
+
+
+def finish(workdir: Path) -> None:
+    """Write the model folder and, for job scripts, a file that says that the run is finished."""
+    if jax.process_index() == 0:
+        step = export_model(workdir, workdir / "model", overwrite=True)
+        (workdir / "finished").write_text(f"{step}\n")
+        logger.info("model folder: %s", workdir / "model")

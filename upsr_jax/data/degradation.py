@@ -14,6 +14,7 @@ from jaxtyping import Float32, Float64, UInt8
 from scipy.sparse import csr_array
 
 from upsr_jax.data import kernels
+from upsr_jax.data.poisson import draw_counts
 
 Image = Float32[np.ndarray, "_ _ 3"]  # of any size
 Range = tuple[float, float]
@@ -230,10 +231,10 @@ def poisson_noise(
     8-bit values in the image.
     """
     signal = to_bytes(image)
-    distinct = np.count_nonzero(np.bincount(signal.ravel()))
-    photons = 2 ** np.ceil(np.log2(distinct))
-    mean = to_unit(signal)
-    return (rng.poisson(mean * photons) / photons).astype(np.float32) - mean
+    distinct = int(np.count_nonzero(np.bincount(signal.ravel())))
+    photons = 2 ** (distinct - 1).bit_length()
+    counts = draw_counts(rng, signal, photons)
+    return (counts / photons).astype(np.float32) - to_unit(signal)
 
 
 def to_bytes(image: Float32[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:

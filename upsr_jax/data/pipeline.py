@@ -1,20 +1,29 @@
 """Training batches: example `row` of global step `step` depends on (seed, step, row) alone.
 
-Neither hosts, threads nor restarts change it, so that a run resumes from its step number.
+Neither hosts, worker processes, threads nor restarts change it, so that a run resumes from its step
+number.
 """
 
-from typing import Any
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from typing import SupportsInt
 
 import cv2
 import grain
 import numpy as np
+from absl import logging
+from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
 from upsr_jax.data import sources
-from upsr_jax.data.degradation import Image, degrade, sharpen, to_unit
-from upsr_jax.data.sources import Pair, PairFiles, Photo
+from upsr_jax.data.degradation import to_unit
+from upsr_jax.data.examples import Example, Place, make_example
+from upsr_jax.data.sources import Source
+from upsr_jax.data.workers import map_ahead
 
-ENDLESS = 2**48  # examples
+Batch = dict[str, np.ndarray]
 
 
 def train_batches(
@@ -24,16 +33,18 @@ def train_batches(
     start_step: int,
     process_index: int,
     process_count: int,
-) -> grain.DatasetIterator:
+) -> Generator[Batch, None, None]:
     """Iterate without end over this process's rows of the global batches from `start_step` on.
 
     A batch is {"hr": [b, crop, crop, 3], "lr": [b, crop/4, crop/4, 3], "index": int64 [b]}: signed
-    float32 images, and the place of each in `list_files(data)`. Every epoch goes through all files
-    in an order of its own. Close the iterator to stop its threads.
+    float32 images, and the number of each, which `example_names` turns into a name. Every epoch
+    goes through all images in an order of its own. Close the generator to stop threads and workers.
 
-    `data` holds `folders` of photographs, which `degradation` makes pairs of, or else `pairs`, a
-    folder of ground truths and one of low-resolution images; `batch_size` over all processes;
-    `crop_size` of the ground truth; `num_threads`; `max_bad_fraction` (see `make_reader`).
+    `data` holds `folders` (see `sources.open_source`) of photographs, which `degradation` makes
+    pairs of, and `weights` by which they are drawn: one each, or () to draw all images alike; or
+    else `pairs`, a folder of ground truths and one of low-resolution images. Then `batch_size` over
+    all processes; `crop_size` of the ground truth; `max_bad_fraction` (see `sources.read_or_next`);
+    `num_workers`, processes that make the examples, or 0 for `num_threads` threads of this one.
     """
     if data.batch_size % process_count:
         raise ValueError(
@@ -42,80 +53,100 @@ def train_batches(
     if data.crop_size % 4 or data.crop_size < 16:
         raise ValueError(f"crop_size is {data.crop_size}: choose a multiple of 4 from 16 on.")
     cv2.setNumThreads(1)  # the examples are made in parallel already
-    files = list_files(data)
-    read_fn = sources.read_pair if data.pairs else sources.read_image
-    read = sources.make_reader(files, read_fn, data.max_bad_fraction)
-    order = grain.MapDataset.range(len(files)).shuffle(seed=seed).repeat()
-    batch_size, crop_size = data.batch_size, data.crop_size
-    local_batch_size = batch_size // process_count
-    degradation_args = degradation.to_dict()
-
-    def make_example(local_position: int) -> dict[str, np.ndarray | np.int64]:
-        step, local_row = divmod(local_position, local_batch_size)
-        row = process_index * local_batch_size + local_row
-        rng = np.random.default_rng((seed, step, row))
-        index, item = read(order[step * batch_size + row])
-        if data.pairs:
-            hr, lr = crop_pair(rng, item, crop_size)
-        else:
-            hr, lr = degrade_crop(rng, item, crop_size, **degradation_args)
-        return {"hr": 2 * hr - 1, "lr": 2 * lr - 1, "index": np.int64(index)}
-
-    examples = grain.MapDataset.range(start_step * local_batch_size, ENDLESS).map(make_example)
-    buffer = grain.ReadOptions(data.num_threads, prefetch_buffer_size=2 * local_batch_size)
-    return iter(examples.to_iter_dataset(buffer).batch(local_batch_size))
+    opened = open_sources(data)
+    source = sources.concatenate(opened)
+    order = shuffle([source.size for source in opened], data.weights, seed)
+    settings = data.max_bad_fraction, seed, data.crop_size, degradation.to_dict()
+    make_fn = partial(make_example, source, *settings)
+    rows = data.batch_size // process_count
+    own_rows = range(process_index * rows, (process_index + 1) * rows)
+    wanted = places(order, start_step, data.batch_size, own_rows)
+    ahead = 2 * max(rows, data.num_workers, data.num_threads)
+    examples = map_ahead(make_fn, wanted, data.num_workers, data.num_threads, ahead)
+    return stack(examples, rows, make_bad_image_log(source.size, data.max_bad_fraction))
 
 
-def list_files(data: ConfigDict) -> list[str] | list[PairFiles]:
-    """List the files that the `index` of a batch counts."""
+def open_sources(data: ConfigDict) -> list[Source]:
+    """Open the images of a config; raises ValueError where it says contradictory things."""
     if bool(data.folders) == bool(data.pairs):
         raise ValueError(f"Set one of folders ({data.folders}) and pairs ({data.pairs}).")
-    return sources.list_pairs(*data.pairs) if data.pairs else sources.list_images(*data.folders)
+    if data.pairs:
+        return [sources.open_pairs(*data.pairs)]
+    return [sources.open_source(folder) for folder in data.folders]
 
 
-def degrade_crop(
-    rng: np.random.Generator, photo: Photo, size: int, use_sharp: bool, **degradation: Any
-) -> tuple[Image, Image]:
-    """Crop a photograph and make its low-resolution image, both unit.
+def example_names(data: ConfigDict, index: Iterable[SupportsInt]) -> list[str]:
+    """Name the images that the `index` of a batch counts, through all sources."""
+    source = sources.concatenate(open_sources(data))
+    return [source.name(int(i)) for i in index]
 
-    `use_sharp` sharpens the crop first, the ground truth included.
+
+def shuffle(
+    sizes: Sequence[int], weights: Sequence[float | int], seed: int
+) -> grain.MapDataset[int]:
+    """Put the images of all sources, numbered through, into an endless order: epoch by epoch.
+
+    With weights, one for each source, a source has epochs of its own, and its images come evenly
+    among the others in that proportion (to within 1%).
     """
-    hr = to_unit(random_crop_and_flip(rng, photo, size))
-    if use_sharp:
-        hr = sharpen(hr)
-    return hr, degrade(rng, hr, **degradation)
+    spans = [(0, sum(sizes))]
+    if weights:
+        if len(weights) != len(sizes) or min(weights) <= 0:
+            raise ValueError(
+                f"config.data.weights is {tuple(weights)}: give a weight above 0 for each of the "
+                f"{len(sizes)} folders, or () to draw all images alike."
+            )
+        ends = np.cumsum(sizes).tolist()
+        spans = [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    orders = [
+        grain.MapDataset.range(*span).shuffle(seed=(seed + place) % 2**32).repeat()
+        for place, span in enumerate(spans)
+    ]
+    return grain.MapDataset.mix(orders, weights or [1])
 
 
-def random_crop_and_flip(rng: np.random.Generator, photo: Photo, size: int) -> Photo:
-    """Flip, transpose, extend by reflection (101) to `size` at least, and crop a square."""
-    photo = flip(photo, rng.random(3) < 0.5)
-    bottom, right = (max(size - side, 0) for side in photo.shape[:2])
-    if bottom or right:
-        photo = np.ascontiguousarray(photo)
-        photo = cv2.copyMakeBorder(photo, 0, bottom, 0, right, cv2.BORDER_REFLECT_101)
-    top, left = (rng.integers(side - size, endpoint=True) for side in photo.shape[:2])
-    return photo[top : top + size, left : left + size]
+def places(
+    order: grain.MapDataset[int], start_step: int, batch_size: int, rows: range
+) -> Iterator[Place]:
+    """Yield the places of some rows of every batch, with the image that the order puts there."""
+    for step in itertools.count(start_step):
+        for row in rows:
+            yield Place(step, row, order[step * batch_size + row])
 
 
-def crop_pair(rng: np.random.Generator, pair: Pair, size: int) -> tuple[Image, Image]:
-    """Flip, transpose and crop both images of a pair alike, to `size` and `size` / 4; both unit.
+def stack(
+    examples: Generator[Example, None, None], rows: int, log_bad: Callable[[list[str]], None]
+) -> Generator[Batch, None, None]:
+    """Stack every `rows` examples to a batch of signed images; closed, it closes them."""
+    with closing(examples):
+        while True:
+            taken = list(itertools.islice(examples, rows))
+            for example in taken:
+                log_bad(example.rejected)
+            yield {
+                "hr": to_signed(np.stack([example.pair.hr for example in taken])),
+                "lr": to_signed(np.stack([example.pair.lr for example in taken])),
+                "index": np.array([example.index for example in taken], np.int64),
+            }
 
-    Raises ValueError where the pair is smaller than that.
+
+def to_signed(image: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """Bring 8-bit images to [-1, 1]."""
+    return 2 * to_unit(image) - 1
+
+
+def make_bad_image_log(size: int, max_bad_fraction: float) -> Callable[[list[str]], None]:
+    """Return a function that logs each reason it is given once.
+
+    It raises ValueError as soon as too many of `size` images are bad.
     """
-    height, width = pair.hr.shape[:2]
-    if min(height, width) < size:
-        raise ValueError(f"A ground truth of {width}x{height} pixels is under crop_size = {size}.")
-    flips = rng.random(3) < 0.5
-    hr, lr = flip(pair.hr, flips), flip(pair.lr, flips)
-    top, left = (rng.integers(side - size // 4, endpoint=True) for side in lr.shape[:2])
-    lr = lr[top : top + size // 4, left : left + size // 4]
-    hr = hr[4 * top : 4 * top + size, 4 * left : 4 * left + size]
-    return to_unit(hr), to_unit(lr)
+    known: dict[str, None] = {}  # in order
 
+    def log_bad(reasons: list[str]) -> None:
+        for reason in reasons:
+            if reason not in known:
+                known[reason] = None
+                logging.warning("Skipping an image: %s", reason)
+                sources.check_bad(known, size, max_bad_fraction)
 
-def flip(photo: Photo, flips: np.ndarray) -> Photo:
-    """View a photograph mirrored left to right, top to bottom and transposed, each if told so."""
-    horizontal, vertical, transpose = flips
-    photo = photo[:, ::-1] if horizontal else photo
-    photo = photo[::-1] if vertical else photo
-    return photo.swapaxes(0, 1) if transpose else photo
+    return log_bad

@@ -1,22 +1,33 @@
-"""Where images come from: folders of photographs, or pairs of folders.
+"""Where images come from: folders of photographs, packed records, tfds, or pairs of folders."""
 
-A source is a sorted list of files and a function that reads one of them.
-"""
-
+import bisect
+import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from absl import logging
 from jaxtyping import UInt8
 
+from upsr_jax.data import records
 from upsr_jax.image_io import READ_SUFFIXES, find_images
 
 Photo = UInt8[np.ndarray, "_ _ 3"]  # of any size
-HEADERS_CHECKED = 4096  # evenly spaced: with more, to open them all would take minutes
+TFDS = "tfds:"
+
+
+class Source(NamedTuple):
+    """Images by number, below `size`: what to call one, and how to read it.
+
+    `read` returns a Photo or a Pair, and raises OSError where it can't be read or decoded.
+    """
+
+    size: int
+    name: Callable[[int], str]
+    read: Callable[[int], Any]
 
 
 class PairFiles(NamedTuple):
@@ -31,6 +42,112 @@ class Pair(NamedTuple):
 
     hr: UInt8[np.ndarray, "4*h 4*w 3"]
     lr: UInt8[np.ndarray, "h w 3"]
+
+
+def open_source(name: str) -> Source:
+    """Open the photographs that an entry of config.data.folders names.
+
+    A folder of image files; one of records, as its manifest.json says; or "tfds:DATASET/SPLIT",
+    with the name of a prepared dataset (in TFDS_DATA_DIR) or the folder of its version.
+    """
+    if name.startswith(TFDS):
+        return open_tfds(name)
+    if records.is_records(name):
+        return open_records(name)
+    files = list_images(name)
+    return Source(len(files), files.__getitem__, partial(_read_listed, read_image, files))
+
+
+def open_records(folder: str) -> Source:
+    """Open a folder of records; raises ValueError as `records.open_shards` does."""
+    data, shards = records.open_shards(folder)
+    paths = [os.path.join(folder, shard) for shard in shards]
+    name = partial(_name_record, paths, list(itertools.accumulate(shards.values())))
+    return Source(len(data), name, partial(_read_record, data.__getitem__, name))
+
+
+def open_tfds(name: str) -> Source:
+    """Open "tfds:DATASET/SPLIT", prepared as ArrayRecord; TensorFlow isn't needed.
+
+    Raises ImportError without tensorflow-datasets, ValueError where it has no such images.
+    """
+    try:
+        import tensorflow_datasets as tfds  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError(
+            f"'{name}' needs a package: pip install 'tensorflow-datasets>=4.9.8,<5'."
+        ) from error
+    dataset, _, split = name.removeprefix(TFDS).rpartition("/")
+    try:
+        find = tfds.builder_from_directory if os.path.isdir(dataset) else tfds.builder
+        builder = find(dataset)
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        data = builder.as_data_source(split=split, decoders=decoders)
+        data.dataset_info.features["image"]
+    except (AssertionError, KeyError, NotImplementedError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"'{name}' can't be opened ({reason}). Prepare a dataset of images once with `tfds "
+            "build --file_format=array_record`; set TFDS_DATA_DIR to where it lies, or name its "
+            f"folder: {TFDS}/data/imagenet2012/5.1.0/train."
+        ) from error
+
+    name_fn = partial("{}[{}]".format, name)
+    return Source(len(data), name_fn, partial(_read_record, partial(_tfds_image, data), name_fn))
+
+
+def open_pairs(hr_folder: str, lr_folder: str) -> Source:
+    """Open two folders of images with the same names."""
+    pairs = list_pairs(hr_folder, lr_folder)
+    return Source(len(pairs), partial(_name_pair, pairs), partial(_read_listed, read_pair, pairs))
+
+
+def concatenate(sources: Sequence[Source]) -> Source:
+    """Number the images of all sources through."""
+    ends = list(itertools.accumulate(source.size for source in sources))
+    names = [source.name for source in sources]
+    readers = [source.read for source in sources]
+    return Source(ends[-1], partial(_call_part, names, ends), partial(_call_part, readers, ends))
+
+
+# What the fields of sources call: of the module and not inside functions, so that it can be pickled
+# for worker processes.
+
+
+def _read_listed(read_fn: Callable[[Any], Any], files: Sequence[Any], index: int) -> Any:
+    return read_fn(files[index])
+
+
+def _name_pair(pairs: Sequence[PairFiles], index: int) -> str:
+    return pairs[index].hr
+
+
+def _name_record(paths: Sequence[str], ends: Sequence[int], index: int) -> str:
+    shard, place = _locate(ends, index)
+    return f"{paths[shard]}[{place}]"
+
+
+def _tfds_image(data: Any, index: int) -> bytes:
+    return data[index]["image"]
+
+
+def _read_record(fetch: Callable[[int], bytes], name_fn: Callable[[int], str], index: int) -> Photo:
+    try:
+        record = fetch(index)
+    except RuntimeError as error:
+        raise OSError(f"'{name_fn(index)}' can't be read: {error}") from error
+    return decode_image(record, name_fn(index))
+
+
+def _call_part(functions: Sequence[Callable[[int], Any]], ends: Sequence[int], index: int) -> Any:
+    part, place = _locate(ends, index)
+    return functions[part](place)
+
+
+def _locate(ends: Sequence[int], index: int) -> tuple[int, int]:
+    """Find the part, of those that end at `ends`, where a number lies, and its place in there."""
+    part = bisect.bisect_right(ends, index)
+    return part, index - (ends[part - 1] if part else 0)
 
 
 def list_images(*folders: str) -> list[str]:
@@ -83,12 +200,18 @@ def read_image(file: str) -> Photo:
 
     Raises OSError where the file can't be read or decoded.
     """
+    with open(file, "rb") as opened:
+        return decode_image(opened.read(), file)
+
+
+def decode_image(data: bytes, name: str, flags: int = cv2.IMREAD_COLOR_RGB) -> Photo:
+    """Decode the bytes of an image file, as `read_image` does or as OpenCV's `flags` say."""
     try:
-        image = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR_RGB)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise OSError(f"'{file}' can't be decoded: {error}") from error
+        raise OSError(f"'{name}' can't be decoded: {error}") from error
     if image is None:
-        raise OSError(f"'{file}' can't be decoded: it is damaged or of an unknown kind.")
+        raise OSError(f"'{name}' can't be decoded: it is damaged or of an unknown kind.")
     return image
 
 
@@ -115,42 +238,36 @@ def eval_pairs(hr_folder: str, lr_folder: str) -> Iterator[tuple[str, Photo, Pho
         yield stem, pair.hr, pair.lr
 
 
-def make_reader(
-    files: Sequence[Any], read_fn: Callable[[Any], Any], max_bad_fraction: float
-) -> Callable[[int], tuple[int, Any]]:
-    """Return read(index) -> (index, item), where the next file stands in for one that is bad.
+class Reading(NamedTuple):
+    """What came of reading an image: its number, the image, and why others were passed over."""
 
-    A bad file is one that `read_fn` meets with an OSError, or whose header is none of an image.
-    Each is logged once; ValueError lists them when they are more than `max_bad_fraction` of all.
-    What read returns depends on the files alone, not on earlier calls; threads may share it.
+    index: int
+    item: Any
+    rejected: list[str]
+
+
+def read_or_next(source: Source, max_bad_fraction: float, index: int) -> Reading:
+    """Read an image, or the next one that can be read.
+
+    Raises ValueError where more images in a row are bad than `max_bad_fraction` of all.
     """
-    reasons: dict[Any, str] = {}
+    rejected = []
+    while True:
+        try:
+            return Reading(index, source.read(index), rejected)
+        except OSError as error:
+            rejected.append(str(error))
+            check_bad(rejected, source.size, max_bad_fraction)
+        index = (index + 1) % source.size
 
-    def reject(file: Any, reason: str) -> None:
-        if reasons.setdefault(file, reason) is not reason:
-            return  # another thread was first
-        logging.warning("Skipping an image: %s", reason)
-        if len(reasons) > min(max_bad_fraction * len(files), len(files) - 1):
-            raise ValueError(
-                f"{len(reasons)} of {len(files)} images are bad, more than max_bad_fraction = "
-                f"{max_bad_fraction} allows: {_enumerate(list(reasons.values()))}"
-            )
 
-    def read(index: int) -> tuple[int, Any]:
-        while True:
-            file = files[index]
-            if file not in reasons:
-                try:
-                    return index, read_fn(file)
-                except OSError as error:
-                    reject(file, str(error))
-            index = (index + 1) % len(files)
-
-    for file in files[:: -(-len(files) // HEADERS_CHECKED)]:
-        for name in [file] if isinstance(file, str) else file:
-            if not cv2.haveImageReader(name):
-                reject(file, f"'{name}' does not begin like an image.")
-    return read
+def check_bad(reasons: Collection[str], size: int, max_bad_fraction: float) -> None:
+    """Raise ValueError, with the reasons, if too many of `size` images are bad."""
+    if len(reasons) > min(max_bad_fraction * size, size - 1):
+        raise ValueError(
+            f"{len(reasons)} of {size} images are bad, more than max_bad_fraction = "
+            f"{max_bad_fraction} allows: {_enumerate(list(reasons))}"
+        )
 
 
 def _enumerate(names: Sequence[str]) -> str:

@@ -2,4 +2,6 @@
 
 from upsr_jax.metrics.psnr_ssim import psnr_y, ssim_y
 
-__all__ = ["psnr_y", "ssim_y"]
+HIGHER_IS_BETTER = {"psnr_y": True, "ssim_y": True, "lpips_vgg": False}
+
+__all__ = ["HIGHER_IS_BETTER", "psnr_y", "ssim_y"]

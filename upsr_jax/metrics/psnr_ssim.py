@@ -2,7 +2,7 @@
 
 Both compare batches of unit RGB images of any float dtype, without border crop. They do not clip:
 clip a network's output to [0, 1] first, and don't round it. Published numbers are float64 ones
-(`jax.enable_x64`); float32 is within 1e-4 of them.
+(`jax.enable_x64`); float32 is within 1e-4 of them. For `sizes` see `metrics.canvas`.
 """
 
 from functools import reduce
@@ -10,6 +10,8 @@ from functools import reduce
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from upsr_jax.metrics.canvas import Sizes, mean_inside, window_count
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -21,22 +23,27 @@ def luma(image: Float[Array, "b h w 3"]) -> Float[Array, "b h w"]:
     return jnp.einsum("bhwc,c->bhw", image, weights, precision="highest") + 16
 
 
-def psnr_y(a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
+def psnr_y(
+    a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"], sizes: Sizes | None = None
+) -> Float[Array, " b"]:
     """Measure the peak signal-to-noise ratio on Y, in dB, of each pair of unit images.
 
     The mean squared error is that of Y/255, plus 1e-8: equal images have 80 dB.
     """
     check_pair(a, b)
-    error = jnp.mean(((luma(a) - luma(b)) / 255) ** 2, axis=(1, 2))
+    error = mean_inside(((luma(a) - luma(b)) / 255) ** 2, sizes)
     return -10 * jnp.log10(error + 1e-8)
 
 
-def ssim_y(a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
+def ssim_y(
+    a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"], sizes: Sizes | None = None
+) -> Float[Array, " b"]:
     """Measure the structural similarity on Y of each pair of unit images.
 
     Wang et al., IEEE Trans. Image Processing 2004, eq. 13, averaged over all 11x11 windows inside
     the image. As in this field's published numbers, Y is rounded to integers and a negative
-    contrast-structure term counts as 0.
+    contrast-structure term counts as 0. Sides must be at least 11; an image on the canvas that is
+    smaller than that gives NaN.
     """
     check_pair(a, b)
     if min(a.shape[1:3]) < SSIM_WINDOW:
@@ -52,7 +59,8 @@ def ssim_y(a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Arra
     contrast_structure = (2 * covariance + c2) / (variance_sum + c2)
     mean_x, mean_y = mean_x + middle, mean_y + middle
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    return jnp.mean(luminance * jnp.maximum(contrast_structure, 0), axis=(1, 2))
+    windows = window_count(sizes, SSIM_WINDOW, stride=1, padding=0)
+    return mean_inside(luminance * jnp.maximum(contrast_structure, 0), windows)
 
 
 def window_means(x: Float[Array, "n b h w"]) -> Float[Array, "n b h2 w2"]:

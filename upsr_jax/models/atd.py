@@ -27,6 +27,7 @@ from upsr_jax.models.attention import (
     window_reverse,
 )
 from upsr_jax.models.layers import conv, uniform
+from upsr_jax.models.remat import rematerialize
 from upsr_jax.ops import pixel_shuffle
 
 truncated_normal = nn.initializers.truncated_normal(0.02)
@@ -273,6 +274,7 @@ class Group(nn.Module):
     convffn_kernel_size: int
     mlp_ratio: int
     dtype: Any = None
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -283,7 +285,7 @@ class Group(nn.Module):
         tokens = jnp.broadcast_to(dictionary[None], (batch, *dictionary.shape))
         u = x
         for i in range(self.depth):
-            u, tokens = Layer(
+            u, tokens = rematerialize(Layer, self.remat)(
                 self.num_heads,
                 self.window_size,
                 self.category_size,
@@ -304,6 +306,7 @@ class ATD(nn.Module):
 
     `dtype` is that of matrix products (None: the promoted dtype of inputs and parameters); norms,
     softmax, the residual stream and the output are float32 at least. The output is not clipped.
+    `remat` is what training computes twice to save memory, see `models.remat`.
     """
 
     embed_dim: int = 96
@@ -316,6 +319,7 @@ class ATD(nn.Module):
     convffn_kernel_size: int = 7
     mlp_ratio: int = 1
     dtype: Any = None
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b 4*h 4*w 3"]:
@@ -335,6 +339,7 @@ class ATD(nn.Module):
                 self.convffn_kernel_size,
                 self.mlp_ratio,
                 self.dtype,
+                self.remat,
                 name=f"group_{i}",
             )(u)
         u = conv(layer_norm(name="norm")(u), self.embed_dim, "conv_after_body", dtype=self.dtype)

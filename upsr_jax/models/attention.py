@@ -86,7 +86,8 @@ def relative_position_bias(
     table: Float[Array, "r heads"], window: int
 ) -> Float[Array, "heads t t"]:
     """Look up the bias of every pair of tokens in a learned table of (2·window - 1)² rows."""
-    return rearrange(table[relative_position_index(window)], "t s heads -> heads t s")
+    index = relative_position_index(window).astype(np.int32)  # as JAX's own, with or without x64
+    return rearrange(table[index], "t s heads -> heads t s")
 
 
 def attend(

@@ -21,6 +21,7 @@ from upsr_jax.models.attention import (
     window_reverse,
 )
 from upsr_jax.models.layers import conv, dense, uniform
+from upsr_jax.models.remat import rematerialize
 from upsr_jax.ops import nearest_upsample, pixel_shuffle
 
 
@@ -139,6 +140,7 @@ class SwinUNet(nn.Module):
         the estimate lacks (small networks); the released weights don't.
       dtype: of the arithmetic; None takes that of parameters and inputs. Norms, softmax and the
         output stay at least float32.
+      remat: what training computes twice to save memory, see `remat.rematerialize`.
     """
 
     width: int
@@ -154,6 +156,7 @@ class SwinUNet(nn.Module):
     shift_mask: str
     residual: bool
     dtype: Any = None
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -181,10 +184,11 @@ class SwinUNet(nn.Module):
         layer = partial(conv, dtype=self.dtype)
 
         def res_block(level: int, name: str) -> ResBlock:
-            return ResBlock(self.width * self.multipliers[level], self.dtype, name=name)
+            block = rematerialize(ResBlock, self.remat)
+            return block(self.width * self.multipliers[level], self.dtype, name=name)
 
         def swin_layer(level: int, name: str) -> SwinLayer:
-            return SwinLayer(
+            return rematerialize(SwinLayer, self.remat)(
                 self.swin_depth,
                 self.swin_embed_dim,
                 self.swin_head_dim,
@@ -225,14 +229,19 @@ class SwinUNet(nn.Module):
             if level:
                 u = layer(nearest_upsample(u), u.shape[-1], f"up_{level}_upsample")
 
+        u = rematerialize(SwinUNet.head, self.remat)(self, u).astype(out_dtype)
+        if self.residual:
+            u += pixel_shuffle(condition[..., :48]).astype(out_dtype)
+        return u
+
+    def head(self, u: Float[Array, "b h w c"]) -> Float[Array, "b 4*h 4*w 3"]:
+        """Upsample features x4 to an image."""
+        layer = partial(conv, dtype=self.dtype)
         u = nn.leaky_relu(layer(u, self.head_width, "head_in"), 0.01)
         u = nn.leaky_relu(layer(nearest_upsample(u), self.head_width, "head_up_0"), 0.2)
         u = nn.leaky_relu(layer(nearest_upsample(u), self.head_width, "head_up_1"), 0.2)
         u = nn.leaky_relu(layer(u, self.head_width, "head_hr"), 0.2)
-        u = layer(u, 3, "head_out").astype(out_dtype)
-        if self.residual:
-            u += pixel_shuffle(condition[..., :48]).astype(out_dtype)
-        return u
+        return layer(u, 3, "head_out")
 
     def _check_size(self, height: int, width: int) -> None:
         multiple = self.window_size * 2 ** (len(self.multipliers) - 1)

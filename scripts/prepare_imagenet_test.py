@@ -1,0 +1,147 @@
+"""Make ImageNet-Test: pairs of 256- and 64-pixel images from ImageNet's validation images.
+
+python scripts/prepare_imagenet_test.py ILSVRC2012_img_val.tar --out data/imagenet_test
+
+SOURCE is a folder or a tar. The ground truth is the centre square of an image, area-resized to 256
+pixels; its low-resolution image is made by configs.degradations.imagenet_test. Which images are
+taken, and how each is degraded, depends on the seed and their names alone. Stopped at any moment,
+the same command goes on. OUT/gt and OUT/lq become config.eval.gt and config.eval.lr.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import typer
+from tqdm import tqdm
+
+from configs.degradations import imagenet_test
+from upsr_jax.data.archives import Member, list_members, read_member
+from upsr_jax.data.degradation import degrade, to_bytes, to_unit
+from upsr_jax.data.records import write_json, write_whole
+from upsr_jax.data.sources import Pair, Photo, decode_image
+
+SIZE = 256  # pixels of the ground truth
+AHEAD = 64  # pairs made at a time
+
+
+def main(
+    source: Annotated[str, typer.Argument(help="A folder of images, or a tar of them.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    count: Annotated[int, typer.Option(min=1, help="Pairs to make.")] = 3000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make pairs of images of SOURCE in OUT/gt and OUT/lq, and print what came of it."""
+    try:
+        manifest = make_pairs(os.path.abspath(source), out, count, seed)
+    except (OSError, ValueError) as error:
+        sys.exit(f"prepare_imagenet_test: {error}")
+    skipped = len(manifest["skipped"])
+    print(f"{out}: {count} pairs; {skipped} images were unfit. {out / 'manifest.json'} has more.")
+
+
+def make_pairs(source: str, out: Path, count: int, seed: int) -> dict[str, Any]:
+    """Make the pairs that `out` doesn't hold yet; return the manifest.
+
+    Raises ValueError where `out` was begun otherwise, or where fewer images are fit than `count`.
+    """
+    members, _ = list_members([source])
+    settings = {
+        "format": "upsr_jax image pairs",
+        "source": source,
+        "num_files": len(members),
+        "count": count,
+        "seed": seed,
+        "size": SIZE,
+        "degradation": imagenet_test().to_dict(),
+    }
+    begin(out, settings)
+    files: dict[str, str] = {}
+    skipped: dict[str, str] = {}
+    # Names are drawn, not numbers: a folder and a tar of the same files give the same pairs
+    remaining = iter(sorted(members, key=lambda member: draw(seed, member)))
+    with tqdm(total=count, unit="pair") as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
+        while progress.n < count:
+            chunk = list(islice(remaining, min(AHEAD, count - progress.n)))
+            if not chunk:
+                raise ValueError(f"'{source}' has only {progress.n} images fit for {count} pairs.")
+            made = pool.map(partial(make_pair, out, seed), chunk)
+            for member, (sha256, reason) in zip(chunk, made, strict=True):
+                if reason:
+                    skipped[member.name] = reason
+                else:
+                    files |= sha256
+                    progress.update()
+    manifest = {**settings, "skipped": skipped, "files": dict(sorted(files.items()))}
+    write_json(out / "manifest.json", manifest)
+    return manifest
+
+
+def begin(out: Path, settings: dict[str, Any]) -> None:
+    """Write the settings, or compare them with those there; raises ValueError if they differ."""
+    path = out / "manifest.json"
+    if not path.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+        return
+    known = json.loads(path.read_text())
+    for key, value in json.loads(json.dumps(settings)).items():
+        if known.get(key) != value:
+            raise ValueError(
+                f"'{out}' was begun with {key} = {known.get(key)}, and this would be {value}: give "
+                "the command as it was, or another --out."
+            )
+
+
+def draw(seed: int, member: Member) -> int:
+    """Draw a number for an image, by its name without the suffix."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {stem(member)}".encode()).digest())
+
+
+def stem(member: Member) -> str:
+    return Path(member.name).with_suffix("").as_posix()
+
+
+def make_pair(out: Path, seed: int, member: Member) -> tuple[dict[str, str], str]:
+    """Write the pair of an image unless it is there; return its files' SHA-256.
+
+    Also says why the image is unfit, if so.
+    """
+    paths = [f"{folder}/{stem(member)}.png" for folder in ("gt", "lq")]
+    if not all((out / path).is_file() for path in paths):
+        try:
+            photo = decode_image(read_member(member), member.name)
+        except OSError as error:
+            return {}, str(error)
+        if min(photo.shape[:2]) < SIZE:
+            return {}, f"it is smaller than {SIZE} pixels: {photo.shape[1]}x{photo.shape[0]}"
+        pair = degrade_square(np.random.default_rng(draw(seed, member)), photo)
+        for path, image in zip(paths, pair, strict=True):
+            _, png = cv2.imencode(".png", image[..., ::-1])
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(out / path, png.tobytes())
+    return {path: hashlib.sha256((out / path).read_bytes()).hexdigest() for path in paths}, ""
+
+
+def degrade_square(rng: np.random.Generator, photo: Photo) -> Pair:
+    """Resize the centre square of a photograph to the ground truth, and degrade it."""
+    side = min(photo.shape[:2])
+    top, left = ((length - side) // 2 for length in photo.shape[:2])
+    square = photo[top : top + side, left : left + side]
+    hr = cv2.resize(square, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+    settings = imagenet_test().to_dict()
+    del settings["use_sharp"]
+    return Pair(hr, to_bytes(degrade(rng, to_unit(hr), **settings)))
+
+
+if __name__ == "__main__":
+    cv2.setNumThreads(1)
+    typer.run(main)

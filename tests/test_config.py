@@ -1,0 +1,74 @@
+"""Keys of a config that nothing reads, or that are missing, are mistakes."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from configs import lite_x4, realsr_x4
+from upsr_jax.config import KEYS, check_config
+
+ROOT = Path(__file__).parent.parent
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("degradations",)])
+def test_our_configs_are_whole(name):
+    check_config(importlib.import_module(f"configs.{name}").get_config())
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "message"),
+    [
+        ("train", "check_point_every", "did you mean checkpoint_every"),
+        ("model", "widht", "config.model.widht: did you mean width"),
+        ("degradation.first.noise", "sigmas", "did you mean sigma"),
+        ("data", "zzz", "nothing reads config.data.zzz: known are batch_size"),
+        ("", "optimiser", "config.optimiser: did you mean optimizer"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_refused(block, key, message):
+    config = realsr_x4.get_config()
+    target = config
+    for name in filter(None, block.split(".")):
+        target = target[name]
+    target[key] = 1
+    with pytest.raises(ValueError, match=message):
+        check_config(config)
+
+
+@pytest.mark.parametrize("name", ["train.remat", "loss.lpips_weight", "schedule.warmup_steps"])
+def test_a_missing_key_is_named(name):
+    config = realsr_x4.get_config()
+    block, key = name.split(".")
+    del config[block][key]
+    with pytest.raises(ValueError, match=rf"config\.{name} is missing"):
+        check_config(config)
+
+
+def test_a_value_where_a_block_belongs_is_refused():
+    config = lite_x4.get_config()
+    check_config(config)  # its degradation has no second order
+    config.degradation.final = None
+    with pytest.raises(ValueError, match=r"config\.degradation\.final is None, but must be a"):
+        check_config(config)
+
+
+def test_an_unknown_network_is_refused():
+    config = realsr_x4.get_config()
+    config.network = "denoisr"
+    with pytest.raises(ValueError, match=r"config\.network is 'denoisr'"):
+        check_config(config)
+
+
+@pytest.mark.parametrize("block", ["sampler", "data", "pretrained", "loss", "train", "eval"])
+def test_each_key_of_the_table_is_read(block):
+    """The table is checked against the source, so that it can't fall behind it."""
+    source = "".join(path.read_text() for path in (ROOT / "upsr_jax").rglob("*.py"))
+    for alias in {"train": ["settings"]}.get(block, []):
+        source = source.replace(f"{alias}.", f"{block}.")
+    read = set(re.findall(rf"\b{block}\.([a-z_]+)", source))
+    if block == "pretrained":
+        read |= {"denoiser", "estimator"}  # by the name of the network
+    assert KEYS[block] <= read

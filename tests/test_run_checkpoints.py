@@ -1,0 +1,237 @@
+"""Checkpoints come back as they were, or say what is wrong with them; real files, real damage."""
+
+import logging
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import tiny
+from upsr_jax.checkpoint import load_model
+from upsr_jax.run_checkpoints import (
+    bit_sum,
+    check_same_config,
+    config_as_json,
+    export_model,
+    open_checkpoints,
+    read_checkpoint,
+    restore,
+    save,
+)
+from upsr_jax.state import TrainState, create_state
+
+# Where an array can't be read or written, orbax leaves tasks of a closed event loop behind.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+OPTIMIZER = optax.adamw(1e-3)
+
+
+@pytest.fixture
+def config() -> ConfigDict:
+    config = tiny.get_config()
+    config.train.update(keep_checkpoints=3, keep_every=0, keep_best="")
+    return config
+
+
+def state_after(step: int, seed: int = 0) -> TrainState:
+    """A state of random numbers."""
+    generator = np.random.default_rng(seed)
+    params = {"kernel": jnp.zeros((64, 48)), "bias": jnp.zeros(48)}
+
+    def draw(x):
+        if x.dtype == jnp.int32:
+            return jnp.full_like(x, step)
+        return jnp.asarray(generator.standard_normal(x.shape), x.dtype)
+
+    return jax.tree.map(draw, create_state(params, OPTIMIZER))
+
+
+FROZEN = {"estimator": {"kernel": jnp.arange(12.0).reshape(3, 4)}, "lpips": {"w": jnp.ones(3)}}
+
+
+def save_steps(workdir: Path, config: ConfigDict, *steps: int, metrics=None) -> None:
+    with open_checkpoints(workdir, config) as checkpoints:
+        for step in steps:
+            save(checkpoints, config, state_after(step, step), FROZEN, metrics and metrics[step])
+
+
+def restored(workdir: Path, config: ConfigDict, frozen=FROZEN) -> TrainState:
+    with open_checkpoints(workdir, config) as checkpoints:
+        return restore(checkpoints, config, state_after(0), frozen)
+
+
+def kept(workdir: Path) -> set[int]:
+    return {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+
+
+def assert_same(state: TrainState, expected: TrainState) -> None:
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def test_the_last_checkpoint_comes_back_bit_for_bit(tmp_path, config):
+    save_steps(tmp_path, config, 1, 2)
+    assert_same(restored(tmp_path, config), state_after(2, 2))
+
+
+def test_without_a_checkpoint_the_state_is_as_it_was(tmp_path, config):
+    assert_same(restored(tmp_path, config), state_after(0))
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """The files that hold arrays."""
+    return (path for path in folder.rglob("d/*") if path.is_file())
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = max(files_of(folder / "state"), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut_short(folder: Path) -> None:
+    path = max(files_of(folder / "model"), key=lambda path: path.stat().st_size)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lose_a_file(folder: Path) -> None:
+    max(files_of(folder / "state"), key=lambda path: path.stat().st_size).unlink()
+
+
+def empty_the_meta_file(folder: Path) -> None:
+    (folder / "meta" / "metadata").write_text("")
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_short, lose_a_file, empty_the_meta_file])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
+    tmp_path, config, damage, caplog
+):
+    save_steps(tmp_path, config, 1, 2, 3)
+    damage(tmp_path / "checkpoints" / "3")
+    with caplog.at_level(logging.WARNING, "upsr_jax"):
+        assert_same(restored(tmp_path, config), state_after(2, 2))
+    assert "the checkpoint of step 3 is damaged (" in caplog.text
+    assert "going on from step 2" in caplog.text
+    assert kept(tmp_path) == {1, 2}
+    (aside,) = (tmp_path / "damaged_checkpoints").iterdir()
+    assert aside.name.startswith("3_") and (aside / "state").is_dir()
+    save_steps(tmp_path, config, 3)  # nothing stands in the way of the new one
+    assert_same(restored(tmp_path, config), state_after(3, 3))
+
+
+def test_if_all_are_damaged_nothing_is_moved_and_no_new_run_begins(tmp_path, config):
+    save_steps(tmp_path, config, 1, 2)
+    flip_a_bit(tmp_path / "checkpoints" / "1")
+    flip_a_bit(tmp_path / "checkpoints" / "2")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"all checkpoints in .* are damaged: bring back"):
+            restored(tmp_path, config)
+    assert kept(tmp_path) == {1, 2}
+
+
+def test_another_estimator_is_refused(tmp_path, config):
+    save_steps(tmp_path, config, 1)
+    other = FROZEN | {"estimator": {"kernel": FROZEN["estimator"]["kernel"].at[0, 1].set(7.0)}}
+    with pytest.raises(ValueError, match=r"the estimator in config\.pretrained.* is not the one"):
+        restored(tmp_path, config, other)
+
+
+def test_last_regular_and_best_are_kept(tmp_path, config):
+    config.train.update(keep_checkpoints=2, keep_every=4, keep_best="lpips_vgg")
+    metrics = {step: {"lpips_vgg": float(value)} for step, value in enumerate("54136729", 1)}
+    metrics[5] = {}  # not evaluated
+    save_steps(tmp_path, config, *metrics, metrics=metrics)
+    assert kept(tmp_path) == {7, 8, 4, 3}
+    config.train.update(keep_best="psnr_y")
+    metrics = {9: {"psnr_y": 2.0}, 10: {"psnr_y": 3.0}, 11: {"psnr_y": 1.0}, 12: {"psnr_y": 1.0}}
+    save_steps(tmp_path, config, *metrics, metrics=metrics)
+    assert {10, 11, 12} <= kept(tmp_path)
+    assert 9 not in kept(tmp_path)
+
+
+def test_an_unknown_metric_is_refused(tmp_path, config):
+    config.train.keep_best = "ssim"
+    with pytest.raises(ValueError, match=r"keep_best is 'ssim': choose one of psnr_y, ssim_y"):
+        save_steps(tmp_path, config, 1)
+
+
+def test_a_failed_save_surfaces_and_the_one_before_stays_whole(tmp_path, config):
+    """A limit on the size of files stands for a full disk."""
+    save_steps(tmp_path, config, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with (
+            pytest.raises(OSError, match=r"could not be written into .* step 1 is whole\. Make"),
+            open_checkpoints(tmp_path, config) as checkpoints,
+        ):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+            save(checkpoints, config, state_after(2, 2), FROZEN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_same(restored(tmp_path, config), state_after(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", 1), ("model.width", 64), ("data.batch_size", 8), ("train.ema_decay", 0.5)],
+)
+def test_a_config_that_contradicts_is_refused(config, name, value):
+    stored = config_as_json(config)
+    before = stored[name] if name == "seed" else stored[name.split(".")[0]][name.split(".")[1]]
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(ValueError, match=rf"in runs/a: {name} was {before} and is now {value}\."):
+        check_same_config(stored, config, "runs/a")
+
+
+def test_what_changes_no_update_may_change(config):
+    stored = config_as_json(config)
+    config.train.update(steps=7, microbatches=2, remat="full", eval_every=3)
+    config.mesh.update(data=1, fsdp=8)
+    config.eval.gt = "elsewhere"
+    config.pretrained.estimator = "moved"
+    config.data.update(num_threads=1, num_workers=2)
+    check_same_config(stored, config, "runs/a")
+
+
+def test_export_writes_the_model_of_any_step(tmp_path, config):
+    save_steps(tmp_path / "run", config, 1, 2)
+    assert export_model(tmp_path / "run", tmp_path / "last") == 2
+    assert export_model(tmp_path / "run", tmp_path / "first", step=1) == 1
+    for name, step in (("last", 2), ("first", 1)):
+        stored, params = load_model(tmp_path / name)
+        expected = {"denoiser": state_after(step, step).ema_params}
+        expected["estimator"] = FROZEN["estimator"]
+        jax.tree.map(np.testing.assert_array_equal, params, expected)
+        assert stored.model == config.model
+        assert "data" not in stored
+
+
+def test_export_says_what_it_lacks(tmp_path, config):
+    with pytest.raises(FileNotFoundError, match="nowhere holds no checkpoints"):
+        read_checkpoint(tmp_path / "nowhere")
+    save_steps(tmp_path, config, 1, 2)
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 3, only of 1, 2"):
+        read_checkpoint(tmp_path, 3)
+    flip_a_bit(tmp_path / "checkpoints" / "2")
+    with pytest.raises(ValueError, match=r"checkpoints/2 is damaged \(.*choose another step"):
+        export_model(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4, 5)])
+def test_bit_sum_is_the_same_in_both_libraries_and_sees_every_change(shape):
+    generator = np.random.default_rng(0)
+    x = np.asarray(generator.standard_normal(shape), np.float32)
+    total = int(bit_sum(x, np))
+    assert int(bit_sum(jnp.asarray(x))) == total
+    for index in np.ndindex(shape):
+        y = x.copy()
+        y[index] = np.nextafter(y[index], np.float32(9))
+        assert int(bit_sum(y, np)) != total

@@ -1,0 +1,98 @@
+"""Training examples: a photograph cropped and degraded, or a crop of a pair.
+
+Worker processes import this module and what it imports: it must stay free of JAX.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from upsr_jax.data.degradation import degrade, sharpen, to_bytes, to_unit
+from upsr_jax.data.sources import Pair, Photo, Source, read_or_next
+
+
+class Place(NamedTuple):
+    """The place of an example in a run, and the number of the image it is made of."""
+
+    step: int
+    row: int  # of the global batch
+    index: int
+
+
+class Example(NamedTuple):
+    """A pair of crops, the number of its image, and why other images were passed over."""
+
+    pair: Pair
+    index: int
+    rejected: list[str]
+
+
+def make_example(
+    source: Source,
+    max_bad_fraction: float,
+    seed: int,
+    crop_size: int,
+    degradation: Mapping[str, Any],
+    place: Place,
+) -> Example:
+    """Make the example of a place, as (seed, step, row) draw it.
+
+    A photograph is degraded with the arguments of `degrade_crop`; a pair is cropped.
+    """
+    rng = np.random.default_rng((seed, place.step, place.row))
+    index, item, rejected = read_or_next(source, max_bad_fraction, place.index)
+    if isinstance(item, Pair):
+        pair = crop_pair(rng, item, crop_size)
+    else:
+        pair = degrade_crop(rng, item, crop_size, **degradation)
+    return Example(pair, index, rejected)
+
+
+def degrade_crop(
+    rng: np.random.Generator, photo: Photo, size: int, use_sharp: bool, **degradation: Any
+) -> Pair:
+    """Crop a photograph and make its low-resolution image.
+
+    `use_sharp` sharpens the crop first, the ground truth included.
+    """
+    hr = random_crop_and_flip(rng, photo, size)
+    if use_sharp:
+        hr = to_bytes(sharpen(to_unit(hr)))
+    return Pair(hr, to_bytes(degrade(rng, to_unit(hr), **degradation)))
+
+
+def random_crop_and_flip(rng: np.random.Generator, photo: Photo, size: int) -> Photo:
+    """Flip, transpose, extend by reflection (101) to `size` at least, and crop a square."""
+    photo = flip(photo, rng.random(3) < 0.5)
+    bottom, right = (max(size - side, 0) for side in photo.shape[:2])
+    if bottom or right:
+        photo = np.ascontiguousarray(photo)
+        photo = cv2.copyMakeBorder(photo, 0, bottom, 0, right, cv2.BORDER_REFLECT_101)
+    top, left = (rng.integers(side - size, endpoint=True) for side in photo.shape[:2])
+    return photo[top : top + size, left : left + size]
+
+
+def crop_pair(rng: np.random.Generator, pair: Pair, size: int) -> Pair:
+    """Flip, transpose and crop both images of a pair alike, to `size` and `size` / 4.
+
+    Raises ValueError where the pair is smaller than that.
+    """
+    height, width = pair.hr.shape[:2]
+    if min(height, width) < size:
+        raise ValueError(f"A ground truth of {width}x{height} pixels is under crop_size = {size}.")
+    flips = rng.random(3) < 0.5
+    hr, lr = flip(pair.hr, flips), flip(pair.lr, flips)
+    top, left = (rng.integers(side - size // 4, endpoint=True) for side in lr.shape[:2])
+    lr = lr[top : top + size // 4, left : left + size // 4]
+    hr = hr[4 * top : 4 * top + size, 4 * left : 4 * left + size]
+    return Pair(hr, lr)
+
+
+def flip(photo: Photo, flips: np.ndarray) -> Photo:
+    """View a photograph mirrored left to right, top to bottom and transposed, each if told so."""
+    horizontal, vertical, transpose = flips
+    photo = photo[:, ::-1] if horizontal else photo
+    photo = photo[::-1] if vertical else photo
+    return photo.swapaxes(0, 1) if transpose else photo

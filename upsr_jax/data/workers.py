@@ -1,0 +1,86 @@
+"""A function computed ahead of its use, in threads or in worker processes."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+import cv2
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+GRACE = 20.0  # seconds that a worker outlives SIGTERM
+
+_function: Callable[[Any], Any]  # of a worker process
+
+
+def map_ahead(
+    function: Callable[[A], B], items: Iterable[A], num_workers: int, num_threads: int, ahead: int
+) -> Generator[B, None, None]:
+    """Yield function(item) of every item, in their order, with up to `ahead` of them begun.
+
+    They are computed in `num_workers` processes, for which the function is pickled; or without
+    these in `num_threads` threads; or without either when they are asked for. Closing the generator
+    ends them all. Raises what the function raises, and ChildProcessError for a killed process.
+    """
+    if num_workers:
+        # Spawned, since JAX's threads don't survive a fork
+        context = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(num_workers, context, _start_worker, (function,))
+        function = _call
+    elif num_threads:
+        executor = ThreadPoolExecutor(num_threads)
+    else:
+        yield from map(function, items)
+        return
+    items = iter(items)
+    try:
+        begun = deque(executor.submit(function, item) for item in itertools.islice(items, ahead))
+        while begun:
+            yield begun.popleft().result()
+            begun.extend(executor.submit(function, item) for item in itertools.islice(items, 1))
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            f"One of {num_workers} data workers was killed, perhaps for want of memory: try fewer "
+            "of them (config.data.num_workers)."
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_worker(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _exit_after_grace)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    cv2.setNumThreads(1)
+
+
+def _call(item: Any) -> Any:
+    return _function(item)
+
+
+def _exit_after_grace(*_: Any) -> None:
+    """End this process, but only after its parent could go on to a good end.
+
+    A job's SIGTERM reaches all its processes, and the trainer finishes its step and saves.
+    """
+    timer = threading.Timer(GRACE, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+
+def _exit_with_parent() -> None:
+    """End this process when its parent has ended, in whatever way: by itself it would wait on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,333 @@
+"""The checkpoints of a run: everything it needs to go on, and the model it would give.
+
+`workdir/checkpoints/STEP/` holds three items of orbax: "state" (step, parameters and the
+optimizer's state), "model" (the averaged weights and what else the model is made of) and "meta"
+(the config and sums over the bits of the arrays, by which damage shows).
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers as ocm
+
+from upsr_jax.checkpoint import as_config, save_model
+from upsr_jax.config import flatten
+from upsr_jax.metrics import HIGHER_IS_BETTER
+from upsr_jax.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+FOLDER, DAMAGED = "checkpoints", "damaged_checkpoints"
+# What may differ when a run goes on: it changes no example and no update, but for rounding.
+MAY_CHANGE = ("eval.", "mesh.", "pretrained.", "train.", "sampler.steps", "data.num_")
+MAY_NOT_CHANGE = ("train.ema_decay",)
+# What rebuilds and runs a model; data, paths and training stay with the run.
+MODEL_BLOCKS = ("network", "dtype", "model", "estimator", "diffusion", "prior", "sampler")
+
+
+class Checkpoint(NamedTuple):
+    """One checkpoint, read into the host's memory: NumPy arrays."""
+
+    step: int
+    config: ConfigDict
+    state: dict[str, Any]
+    model: dict[str, Any]
+
+
+@contextmanager
+def open_checkpoints(workdir: Path, config: ConfigDict) -> Iterator[ocp.CheckpointManager]:
+    """Open `workdir/checkpoints`, made if missing; what a killed save has left is removed.
+
+    Kept are the last config.train.keep_checkpoints, each whose step is a multiple of keep_every
+    (unless 0) and the best by keep_best, a metric of evaluation (unless empty). Leaving waits for
+    the checkpoint that is being written; OSError if it can't be.
+    """
+    metric = config.train.keep_best
+    if metric and metric not in HIGHER_IS_BETTER:
+        raise ValueError(
+            f"config.train.keep_best is {metric!r}: choose one of {', '.join(HIGHER_IS_BETTER)}"
+        )
+
+    def score(metrics: Mapping[str, float]) -> float:
+        if metric not in metrics:
+            return -np.inf  # not evaluated at this step
+        return metrics[metric] if HIGHER_IS_BETTER[metric] else -metrics[metric]
+
+    policies: list[Any] = [ocm.LatestN(config.train.keep_checkpoints)]
+    if config.train.keep_every:
+        policies.append(ocm.EveryNSteps(config.train.keep_every))
+    if metric:
+        policies.append(ocm.BestN(get_metric_fn=score, n=1))
+    options = ocp.CheckpointManagerOptions(
+        best_fn=score if metric else None,  # without it metrics are not written
+        preservation_policy=ocm.AnyPreservationPolicy(policies),
+        cleanup_tmp_directories=True,
+    )
+    checkpoints = ocp.CheckpointManager(workdir / FOLDER, options=options)
+    try:
+        yield checkpoints
+    finally:
+        with explain_failure(checkpoints):
+            checkpoints.close()
+
+
+def save(
+    checkpoints: ocp.CheckpointManager,
+    config: ConfigDict,
+    state: TrainState,
+    frozen: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """Start to write a checkpoint; copies are made first, so the state may be donated.
+
+    Raises OSError if this one, or the one before that was still being written, can't be.
+    """
+    items = _items(config, state, frozen)
+    sums = jax.device_get(_sums({"state": items["state"], **items["model"]}))
+    meta = {
+        "config": config_as_json(config),
+        "sums": {name: int(total) for name, total in sums.items()},
+    }
+    arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+    with explain_failure(checkpoints):
+        checkpoints.save(
+            int(state.step),
+            args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays),
+            metrics=metrics or {},
+        )
+
+
+@contextmanager
+def explain_failure(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
+    """Turn whatever a failed save raises, now or for an earlier one, into an OSError that helps."""
+    try:
+        yield
+    except Exception as error:  # of orbax, tensorstore or the operating system
+        whole = sorted(ocp.utils.checkpoint_steps(checkpoints.directory))
+        kept = f"that of step {whole[-1]} is whole" if whole else "there is none before it"
+        raise OSError(
+            f"a checkpoint could not be written into {checkpoints.directory} ({_line(error)}); "
+            f"{kept}. Make room or mend the disk, then run the same command again to go on"
+        ) from error
+
+
+def restore(
+    checkpoints: ocp.CheckpointManager,
+    config: ConfigDict,
+    state: TrainState,
+    frozen: Mapping[str, Any],
+) -> TrainState:
+    """Restore the newest whole checkpoint, placed like `state`; return `state` if there is none.
+
+    A damaged one is reported, and the one before it is taken. Process 0 reads them through first
+    and decides for all processes.
+
+    Raises ValueError if the config contradicts the checkpoint, or if all of them are damaged.
+    """
+    folder = Path(checkpoints.directory)
+    steps = sorted(checkpoints.all_steps(), reverse=True)
+    if not steps:
+        return state
+    whole = set_damaged_aside(folder, steps) if jax.process_index() == 0 else 0
+    chosen = int(multihost_utils.broadcast_one_to_all(np.int32(whole)))
+    if chosen == -1:
+        raise ValueError(
+            f"all checkpoints in {folder} are damaged: bring back a copy of them, or start again "
+            "with another --workdir"
+        )
+    checkpoints.reload()
+    meta = _read_meta(folder / str(chosen))
+    check_same_config(meta["config"], config, checkpoints.directory)
+    check_same_estimator(meta["sums"], config, frozen)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _items(config, state, frozen))
+    arrays = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+    restored = checkpoints.restore(chosen, args=ocp.args.Composite(**arrays))
+    logger.info("going on after step %d", chosen)
+    return TrainState(ema_params=restored["model"][config.network], **restored["state"])
+
+
+def set_damaged_aside(folder: Path, steps: Sequence[int]) -> int:
+    """Find the first whole checkpoint of `steps`; return -1 if there is none.
+
+    Those before it are moved into a folder beside, as they would stand in the way of new ones.
+    """
+    damage = {}
+    for step in steps:
+        try:
+            _read(folder / str(step))
+        except Exception as error:  # damaged files make the libraries below raise anything
+            damage[step] = _line(error)
+            continue
+        for damaged, reason in damage.items():
+            aside = folder.with_name(DAMAGED) / f"{damaged}_{time.strftime('%Y%m%d_%H%M%S')}"
+            aside.parent.mkdir(exist_ok=True)
+            (folder / str(damaged)).rename(aside)
+            logger.warning(
+                "the checkpoint of step %d is damaged (%s): moved to %s; going on from step %d",
+                damaged,
+                reason,
+                aside,
+                step,
+            )
+        return step
+    return -1
+
+
+def read_checkpoint(workdir: str | Path, step: int | None = None) -> Checkpoint:
+    """Read a checkpoint of a run, the last by default, into this host's memory.
+
+    Raises FileNotFoundError if the run has no such checkpoint, ValueError if it is damaged.
+    """
+    folder = Path(workdir).absolute() / FOLDER
+    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    if not steps:
+        raise FileNotFoundError(f"{workdir} holds no checkpoints: give the --workdir of a run")
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise FileNotFoundError(
+            f"{workdir} holds no checkpoint of step {step}, only of {', '.join(map(str, steps))}"
+        )
+    try:
+        meta, items = _read(folder / str(step))
+    except Exception as error:  # damaged files make the libraries below raise anything
+        raise ValueError(
+            f"{folder / str(step)} is damaged ({_line(error)}): choose another step"
+        ) from error
+    return Checkpoint(step, as_config(meta["config"]), items["state"], items["model"])
+
+
+def export_model(
+    workdir: str | Path, folder: str | Path, step: int | None = None, overwrite: bool = False
+) -> int:
+    """Write the model folder of a run's checkpoint, the last by default; return its step.
+
+    Raises what `read_checkpoint` and `checkpoint.save_model` raise.
+    """
+    checkpoint = read_checkpoint(workdir, step)
+    config = ConfigDict({key: checkpoint.config[key] for key in MODEL_BLOCKS})
+    save_model(folder, config, checkpoint.model, overwrite)
+    return checkpoint.step
+
+
+def model_params(config: ConfigDict, ema_params: Any, frozen: Mapping[str, Any]) -> dict[str, Any]:
+    """Join the averaged weights and the frozen estimator into one model's params."""
+    if config.network == "estimator":
+        return {"estimator": ema_params}
+    return {"denoiser": ema_params, "estimator": frozen["estimator"]}
+
+
+def config_as_json(config: ConfigDict) -> dict[str, Any]:
+    """Turn a config into what JSON can hold: tuples become lists."""
+    return json.loads(config.to_json_best_effort())
+
+
+def check_config_of_last(checkpoints: ocp.CheckpointManager, config: ConfigDict) -> None:
+    """Raise ValueError where the config contradicts the last checkpoint."""
+    folder = Path(checkpoints.directory)
+    meta = _read_meta(folder / str(checkpoints.latest_step()))
+    check_same_config(meta["config"], config, folder)
+
+
+def check_same_config(stored: Mapping[str, Any], config: ConfigDict, folder: Any) -> None:
+    """Raise ValueError where the config would not continue the run that `stored` began."""
+    before, now = (
+        {
+            key: value
+            for key, value in flatten(tree).items()
+            if not key.startswith(MAY_CHANGE) or key in MAY_NOT_CHANGE
+        }
+        for tree in (stored, config_as_json(config))
+    )
+    changes = [
+        f"{key} was {before.get(key)} and is now {now.get(key)}"
+        for key in sorted(before | now)
+        if before.get(key) != now.get(key)
+    ]
+    if changes:
+        raise ValueError(
+            f"the config contradicts the checkpoints in {folder}: {'; '.join(changes)}. Set it "
+            "back to go on, or start anew in another --workdir, from these weights if you set "
+            "config.pretrained to what `upsr export` makes of them"
+        )
+
+
+def check_same_estimator(
+    stored_sums: Mapping[str, int], config: ConfigDict, frozen: Mapping[str, Any]
+) -> None:
+    """Raise ValueError if the frozen estimator is not the one that the run began with."""
+    if config.network == "denoiser":
+        now = int(_sums({"estimator": frozen["estimator"]})["estimator"])
+        if now != stored_sums["estimator"]:
+            raise ValueError(
+                f"the estimator in config.pretrained.estimator = {config.pretrained.estimator} is "
+                "not the one that this run began with: name that one, or another --workdir"
+            )
+
+
+def bit_sum(x: Any, xp: Any = jnp) -> Any:
+    """Add up the bits of an array of 4-byte elements, as integers modulo 2^32.
+
+    In whatever order, the sum is the same: it doesn't depend on how devices share the array. `xp`
+    is the array library, jax.numpy or numpy. Returns a uint32.
+    """
+    return x.view(xp.uint32).sum(dtype=xp.uint32)
+
+
+def _items(config: ConfigDict, state: TrainState, frozen: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "state": {"step": state.step, "params": state.params, "opt_state": state.opt_state},
+        "model": model_params(config, state.ema_params, frozen),
+    }
+
+
+@jax.jit
+def _sums(trees: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: sum(map(bit_sum, jax.tree.leaves(tree)), start=jnp.uint32(0))
+        for name, tree in trees.items()
+    }
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a checkpoint on this process alone and compare the sums."""
+    meta = _read_meta(folder)
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"process_{jax.process_index()}",
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
+        items = {}
+        for name in ("state", "model"):
+            tree = handler.metadata(folder / name).tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            restore_args = ocp.args.PyTreeRestore(restore_args=as_numpy)
+            items[name] = checkpointer.restore(folder / name, args=restore_args)
+    trees = {"state": items["state"], **items["model"]}
+    if trees.keys() != meta["sums"].keys():
+        raise ValueError(f"it holds {', '.join(trees)} instead of {', '.join(meta['sums'])}")
+    for name, tree in trees.items():
+        if sum(int(bit_sum(x, np)) for x in jax.tree.leaves(tree)) % 2**32 != meta["sums"][name]:
+            raise ValueError(f"the arrays of {name} have changed since they were written")
+    return meta, items
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "meta" / "metadata").read_text())
+
+
+def _line(error: Exception) -> str:
+    """Cut an error's text to its first line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
