@@ -29,7 +29,9 @@ def main(_: list[str]) -> None:
     from upsr_jax.evaluate import evaluate
     from upsr_jax.train import train_and_evaluate
 
-    absl.logging.set_verbosity(absl.logging.WARNING)  # orbax would fill the screen
+    # Orbax would fill the screen, with tracebacks of errors that are raised here as well.
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("upsr_jax").setLevel(logging.INFO)
     try:
         profile = parse_steps(PROFILE.value)

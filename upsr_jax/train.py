@@ -125,12 +125,13 @@ def train_and_evaluate(
                         settings.checkpoint_every,
                     )
                 )
-                profiled = profile and (step == profile[1] or (last and step >= profile[0]))
+                profiled = profile and profile[0] <= step and (last or step == profile[1])
                 if log or evaluate or save or profiled:
                     stop = read_terms(pending, meter, checkpoints) or stop  # after the next step
                     pending = None
                 if profiled:
                     jax.profiler.stop_trace()
+                    profile = None
                 if log:
                     values = meter.summary() | device_memory()
                     values["learning_rate"] = float(learning_rate(step - 1))

@@ -28,8 +28,9 @@ def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
     `keys` [b] are random keys, one for each image. The terms are means over the batch, as
     `Meter.add` takes them. `remat` tells what the backward pass computes again (`SwinUNet`).
     """
-    estimator = create_estimator(config)
-    lpips = LPIPS(dtype=config.dtype)
+    learns = config.network == "estimator"
+    estimator = create_estimator(config, remat if learns else "none")
+    lpips = LPIPS(dtype=config.dtype, remat=remat)
     weight = config.loss.lpips_weight
 
     def lpips_of(frozen: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -40,7 +41,7 @@ def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
 
         return distance
 
-    if config.network == "estimator":
+    if learns:
 
         def loss_of_estimator(params, frozen, batch, keys):
             del keys

@@ -57,12 +57,14 @@ def alone(command, tmp_path_factory) -> Path:
     ("devices", "flags"),
     [
         (2, ["--config.mesh.data=2"]),
-        (4, ["--config.mesh.fsdp=2", "--config.data.num_workers=2"]),
+        (4, ["--config.mesh.fsdp=2", "--config.data.num_workers=2", "--profile=3:4"]),
     ],
 )
 def test_no_topology_changes_the_losses(command, alone, tmp_path, devices, flags):
     train(command, tmp_path, *flags, devices=devices)
     np.testing.assert_allclose(numbers_of(tmp_path), numbers_of(alone), rtol=1e-5)
+    traced = list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert len(traced) == ("--profile=3:4" in flags)
 
 
 def test_the_log_begins_with_what_runs(command, alone):

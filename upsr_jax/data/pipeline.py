@@ -5,6 +5,7 @@ number.
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -13,7 +14,6 @@ from typing import SupportsInt
 import cv2
 import grain
 import numpy as np
-from absl import logging
 from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
@@ -22,6 +22,8 @@ from upsr_jax.data.degradation import to_unit
 from upsr_jax.data.examples import Example, Place, make_example
 from upsr_jax.data.sources import Source
 from upsr_jax.data.workers import map_ahead
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
@@ -146,7 +148,7 @@ def make_bad_image_log(size: int, max_bad_fraction: float) -> Callable[[list[str
         for reason in reasons:
             if reason not in known:
                 known[reason] = None
-                logging.warning("Skipping an image: %s", reason)
+                logger.warning("Skipping an image: %s", reason)
                 sources.check_bad(known, size, max_bad_fraction)
 
     return log_bad
