@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 SAVING = "*orbax-checkpoint-tmp*"
+MOMENTS = ["saving", "training", "starting", "saving"]  # first in this order, then at random
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     generator = random.Random(options.seed)
     run = Run(options.folder / "killed", options.arguments)
     for number in range(1, options.kills + 1):
-        moment = generator.choice(["starting", "training", "saving", "saving"])
+        moment = (MOMENTS[number - 1 :] or [generator.choice(MOMENTS)])[0]
         print(f"kill {number:2}: {run.kill(moment, generator, duration)}", flush=True)
     run.finish()
     compare(reference.workdir, run.workdir)
@@ -54,7 +55,6 @@ class Run:
 
     def __init__(self, workdir: Path, arguments: list[str]):
         self.workdir = workdir
-        self.started = time.time()
         self.command = [sys.executable, "-m", "upsr_jax.main", "--workdir", workdir, *arguments]
 
     def finish(self) -> None:
@@ -65,32 +65,36 @@ class Run:
 
     def kill(self, moment: str, generator: random.Random, duration: float) -> str:
         """Start, kill while "starting", "training" or "saving", and say when that was."""
-        steps, self.started = self.last_step(), time.time()
-        with subprocess.Popen(
-            self.command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as process:
+        steps, before = self.last_step(), self.half_written()
+        errors = self.workdir.with_suffix(".log")
+        with (
+            errors.open("wb") as log,
+            subprocess.Popen(self.command, stdout=log, stderr=log) as process,
+        ):
             start = time.monotonic()
             if moment == "starting":
                 time.sleep(generator.uniform(0, duration / 3))
-            else:
-                while process.poll() is None and not self.reached(moment, steps):
-                    time.sleep(0.002)
+            while moment != "starting" and process.poll() is None:
+                saving = bool(self.half_written() - before)
+                if saving if moment == "saving" else self.last_step() > steps:
+                    break
+                time.sleep(0.002)
+            if moment != "starting":
                 time.sleep(generator.uniform(0, 1.0 if moment == "training" else 0.2))
-            saving = self.saving()
+            saving = bool(self.half_written() - before)
             process.send_signal(signal.SIGKILL)
-            _, errors = process.communicate()
         if process.returncode != -signal.SIGKILL:
-            sys.exit(f"the run ended by itself, {process.returncode}; more steps, or:\n{errors}")
+            sys.exit(
+                f"the run ended by itself with {process.returncode}: give it more steps, or see\n"
+                + errors.read_text()[-4000:]
+            )
         seconds = time.monotonic() - start
-        finished = sorted(int(p.name) for p in self.checkpoints() if p.name.isdecimal())
+        folders = (self.workdir / "checkpoints").glob("*")
+        finished = sorted(int(path.name) for path in folders if path.name.isdecimal())
         return (
             f"after {seconds:5.1f} s, step {self.last_step()}, {moment}"
             f"{', a checkpoint half written' if saving else ''}; checkpoints {finished[-2:]}"
         )
-
-    def reached(self, moment: str, steps: int) -> bool:
-        """Tell whether the run is where it shall be killed."""
-        return self.saving() if moment == "saving" else self.last_step() > steps
 
     def last_step(self) -> int:
         """Read the last step in the metrics."""
@@ -99,17 +103,13 @@ class Run:
         whole = [line for line in lines if line.endswith("\n")]
         return json.loads(whole[-1])["step"] if whole else 0
 
-    def checkpoints(self) -> list[Path]:
-        """List what is in the folder of checkpoints."""
-        return list((self.workdir / "checkpoints").glob("*"))
-
-    def saving(self) -> bool:
-        """Tell whether a checkpoint is being written, not left half written by an earlier kill."""
+    def half_written(self) -> set[tuple[str, int]]:
+        """Name the checkpoints that are being written, or that a kill has left so."""
+        found = set()
         for path in (self.workdir / "checkpoints").glob(SAVING):
             with suppress(FileNotFoundError):  # finished just now
-                if path.stat().st_mtime > self.started:
-                    return True
-        return False
+                found.add((path.name, path.stat().st_ino))
+        return found
 
 
 def compare(first: Path, second: Path) -> None:

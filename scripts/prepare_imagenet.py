@@ -146,9 +146,10 @@ def checked_files(
 
 
 def load(member: Member) -> tuple[bytes, str]:
-    """Read an image file; also say why it can't be decoded, if so."""
-    data = read_member(member)
+    """Read an image file; also say why it can't be read or decoded, if so."""
+    data = b""
     try:
+        data = read_member(member)
         # All of a JPEG's bit stream is read at this size too, in half the time
         decode_image(data, member.name, cv2.IMREAD_REDUCED_COLOR_8)
     except OSError as error:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -51,9 +52,16 @@ def main(
 def make_pairs(source: str, out: Path, count: int, seed: int) -> dict[str, Any]:
     """Make the pairs that `out` doesn't hold yet; return the manifest.
 
-    Raises ValueError where `out` was begun otherwise, or where fewer images are fit than `count`.
+    Raises ValueError where `out` was begun otherwise, where two images share a name, or where fewer
+    are fit than `count`.
     """
     members, _ = list_members([source])
+    names = Counter(map(stem, members))
+    if double := [name for name, times in names.items() if times > 1]:
+        raise ValueError(
+            f"'{source}' has several images named {', '.join(double[:20])}, suffix aside, which "
+            "would become one pair: rename all but one."
+        )
     settings = {
         "format": "upsr_jax image pairs",
         "source": source,

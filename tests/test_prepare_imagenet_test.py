@@ -140,6 +140,16 @@ def test_what_cannot_be_done_is_said_in_a_sentence(photos, made, tmp_path):
         assert message in run.stderr
 
 
+def test_two_images_of_one_name_are_refused(photos, tmp_path):
+    first, second = tmp_path / "in" / "a.png", tmp_path / "in" / "a.jpg"
+    first.parent.mkdir()
+    for path in (first, second):
+        path.write_bytes(b"")
+    run = make(tmp_path / "in", "--out", tmp_path / "out")
+    assert run.returncode == 1
+    assert "has several images named a, suffix aside" in run.stderr
+
+
 def test_a_square_is_taken_from_the_middle():
     photo = np.zeros((256, 400, 3), np.uint8)
     photo[:, 72:328] = 200

@@ -8,7 +8,9 @@ from typing import Any
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -17,12 +19,13 @@ from photos import write_photos
 from tiny_model import random_params
 
 from configs import tiny
-from upsr_jax import run_checkpoints
+from upsr_jax import train
 from upsr_jax.checkpoint import load_model, save_model
-from upsr_jax.data.pipeline import train_batches
-from upsr_jax.run_setup import init_params
+from upsr_jax.data.pipeline import example_names, train_batches
+from upsr_jax.run_setup import create_sharded_state
 from upsr_jax.sharding import create_mesh
 from upsr_jax.train import train_and_evaluate
+from upsr_jax.train_step import make_loss_fn
 
 SIZE = 64  # of a ground truth
 
@@ -150,10 +153,19 @@ def config_of_nan(config, tmp_path) -> ConfigDict:
     return changed(config, pretrained__estimator=str(tmp_path / "nan"))
 
 
-def test_a_loss_that_is_not_finite_stops_training(config_of_nan, workdir, monkeypatch):
-    monkeypatch.setattr(run_checkpoints, "check_same_estimator", lambda *_: None)
+def test_a_loss_that_is_not_finite_stops_training(config, workdir, monkeypatch):
+    def make_spoiled(config, remat):
+        loss_fn = make_loss_fn(config, remat)
+
+        def spoiled(*arguments):
+            loss, terms = loss_fn(*arguments)
+            return loss, terms | {"loss": jnp.nan * loss}
+
+        return spoiled
+
+    monkeypatch.setattr(train, "make_loss_fn", make_spoiled)
     before = (workdir / "model" / "sha256").read_text()
-    config = changed(config_of_nan, train__steps=40, train__checkpoint_every=1)
+    config = changed(config, train__steps=40, train__checkpoint_every=1, train__keep_best="")
     with pytest.raises(FloatingPointError) as info:
         train_and_evaluate(config, workdir)
     message = str(info.value)
@@ -161,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_training(config_of_nan, workdir, monkey
     assert "'loss': nan" in message
     assert "the last good checkpoint is that of step 30" in message
     batches = train_batches(config.data, config.degradation, config.seed, 30, 0, 1)
-    assert f"on examples {next(batches)['index'].tolist()};" in message
+    assert f"on {', '.join(example_names(config.data, next(batches)['index']))};" in message
     batches.close()
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["15", "30"]
     assert (workdir / "model" / "sha256").read_text() == before
@@ -176,9 +188,13 @@ def test_without_a_checkpoint_the_error_says_so(config_of_nan, tmp_path):
 def test_training_starts_from_a_model_or_from_the_seed(config):
     mesh = create_mesh(-1, 1)
     params = load_model(config.pretrained.denoiser)[1]
-    jax.tree.map(np.testing.assert_array_equal, init_params(config, mesh), params["denoiser"])
+    state = create_sharded_state(config, optax.sgd(0.1), mesh)
+    jax.tree.map(np.testing.assert_array_equal, state.params, params["denoiser"])
     config = changed(config, network="estimator", pretrained__estimator="", estimator__depths=(1,))
-    first, again, other = (init_params(changed(config, seed=seed), mesh) for seed in (0, 0, 1))
+    first, again, other = (
+        create_sharded_state(changed(config, seed=seed), optax.sgd(0.1), mesh).params
+        for seed in (0, 0, 1)
+    )
     jax.tree.map(np.testing.assert_array_equal, first, again)
     kernels = [tree["conv_first"]["kernel"] for tree in (first, other)]
     assert not np.allclose(*kernels)

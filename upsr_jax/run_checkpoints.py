@@ -8,7 +8,7 @@ optimizer's state), "model" (the averaged weights and what else the model is mad
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from upsr_jax.state import TrainState
 logger = logging.getLogger(__name__)
 
 FOLDER, DAMAGED = "checkpoints", "damaged_checkpoints"
+NONE, ALL_DAMAGED = -1, -2  # for a step, where processes agree on one
 # What may differ when a run goes on: it changes no example and no update, but for rounding.
 MAY_CHANGE = ("eval.", "mesh.", "pretrained.", "train.", "sampler.steps", "data.num_")
 MAY_NOT_CHANGE = ("train.ema_decay",)
@@ -54,10 +55,6 @@ def open_checkpoints(workdir: Path, config: ConfigDict) -> Iterator[ocp.Checkpoi
     the checkpoint that is being written; OSError if it can't be.
     """
     metric = config.train.keep_best
-    if metric and metric not in HIGHER_IS_BETTER:
-        raise ValueError(
-            f"config.train.keep_best is {metric!r}: choose one of {', '.join(HIGHER_IS_BETTER)}"
-        )
 
     def score(metrics: Mapping[str, float]) -> float:
         if metric not in metrics:
@@ -94,11 +91,8 @@ def save(
     Raises OSError if this one, or the one before that was still being written, can't be.
     """
     items = _items(config, state, frozen)
-    sums = jax.device_get(_sums({"state": items["state"], **items["model"]}))
-    meta = {
-        "config": config_as_json(config),
-        "sums": {name: int(total) for name, total in sums.items()},
-    }
+    sums = _sums_on_host({"state": items["state"], **items["model"]})
+    meta = {"config": config_as_json(config), "sums": sums}
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     with explain_failure(checkpoints):
         checkpoints.save(
@@ -122,50 +116,34 @@ def explain_failure(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
         ) from error
 
 
-def restore(
-    checkpoints: ocp.CheckpointManager,
-    config: ConfigDict,
-    state: TrainState,
-    frozen: Mapping[str, Any],
-) -> TrainState:
-    """Restore the newest whole checkpoint, placed like `state`; return `state` if there is none.
+def choose_checkpoint(workdir: Path) -> int | None:
+    """Find the newest whole checkpoint of a run; None if it has none.
 
-    A damaged one is reported, and the one before it is taken. Process 0 reads them through first
-    and decides for all processes.
-
-    Raises ValueError if the config contradicts the checkpoint, or if all of them are damaged.
+    Damaged ones that are newer are reported and moved into a folder beside, as they would stand in
+    the way of new ones. Process 0 looks, and decides for all processes. Raises ValueError if there
+    are checkpoints but all of them are damaged; nothing is moved then.
     """
-    folder = Path(checkpoints.directory)
-    steps = sorted(checkpoints.all_steps(), reverse=True)
-    if not steps:
-        return state
-    whole = set_damaged_aside(folder, steps) if jax.process_index() == 0 else 0
-    chosen = int(multihost_utils.broadcast_one_to_all(np.int32(whole)))
-    if chosen == -1:
+    chosen, damage = NONE, {}
+    if jax.process_index() == 0:
+        chosen, damage = _find_whole(workdir / FOLDER)
+    chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+    if chosen == ALL_DAMAGED:
+        reasons = "".join(f"; step {step}: {reason}" for step, reason in damage.items())
         raise ValueError(
-            f"all checkpoints in {folder} are damaged: bring back a copy of them, or start again "
-            "with another --workdir"
+            f"all checkpoints in {workdir / FOLDER} are damaged: bring back a copy of them, or "
+            f"start again with another --workdir{reasons}"
         )
-    checkpoints.reload()
-    meta = _read_meta(folder / str(chosen))
-    check_same_config(meta["config"], config, checkpoints.directory)
-    check_same_estimator(meta["sums"], config, frozen)
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _items(config, state, frozen))
-    arrays = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-    restored = checkpoints.restore(chosen, args=ocp.args.Composite(**arrays))
-    logger.info("going on after step %d", chosen)
-    return TrainState(ema_params=restored["model"][config.network], **restored["state"])
+    return None if chosen == NONE else chosen
 
 
-def set_damaged_aside(folder: Path, steps: Sequence[int]) -> int:
-    """Find the first whole checkpoint of `steps`; return -1 if there is none.
-
-    Those before it are moved into a folder beside, as they would stand in the way of new ones.
-    """
-    damage = {}
+def _find_whole(folder: Path) -> tuple[int, dict[int, str]]:
+    steps = sorted(ocp.utils.checkpoint_steps(folder), reverse=True) if folder.is_dir() else []
+    damage: dict[int, str] = {}
     for step in steps:
         try:
             _read(folder / str(step))
+        except (PermissionError, MemoryError):
+            raise  # not the checkpoint's fault
         except Exception as error:  # damaged files make the libraries below raise anything
             damage[step] = _line(error)
             continue
@@ -174,14 +152,41 @@ def set_damaged_aside(folder: Path, steps: Sequence[int]) -> int:
             aside.parent.mkdir(exist_ok=True)
             (folder / str(damaged)).rename(aside)
             logger.warning(
-                "the checkpoint of step %d is damaged (%s): moved to %s; going on from step %d",
-                damaged,
-                reason,
-                aside,
-                step,
+                "the checkpoint of step %d is damaged (%s): moved to %s", damaged, reason, aside
             )
-        return step
-    return -1
+        return step, damage
+    return (ALL_DAMAGED if steps else NONE), damage
+
+
+def check_run(workdir: Path, step: int, config: ConfigDict) -> None:
+    """Raise ValueError where the config contradicts the run of a checkpoint."""
+    stored = _read_meta(workdir / FOLDER / str(step))["config"]
+    check_same_config(stored, config, workdir / FOLDER)
+
+
+def restore(
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    config: ConfigDict,
+    state: TrainState,
+    frozen: Mapping[str, Any],
+) -> TrainState:
+    """Restore a checkpoint, placed like `state`, a tree of shapes with shardings.
+
+    Raises ValueError if the frozen estimator is not the one that the run began with.
+    """
+    sums = _read_meta(Path(checkpoints.directory) / str(step))["sums"]
+    frozen_sums = _sums_on_host(frozen)
+    if config.network == "denoiser" and frozen_sums["estimator"] != sums["estimator"]:
+        raise ValueError(
+            f"the estimator in config.pretrained.estimator = {config.pretrained.estimator} is not "
+            "the one that this run began with: name that one, or another --workdir"
+        )
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _items(config, state, frozen))
+    arrays = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+    restored = checkpoints.restore(step, args=ocp.args.Composite(**arrays))
+    logger.info("going on after step %d", step)
+    return TrainState(ema_params=restored["model"][config.network], **restored["state"])
 
 
 def read_checkpoint(workdir: str | Path, step: int | None = None) -> Checkpoint:
@@ -202,7 +207,7 @@ def read_checkpoint(workdir: str | Path, step: int | None = None) -> Checkpoint:
         meta, items = _read(folder / str(step))
     except Exception as error:  # damaged files make the libraries below raise anything
         raise ValueError(
-            f"{folder / str(step)} is damaged ({_line(error)}): choose another step"
+            f"{folder / str(step)} is damaged ({_line(error)}): take another step"
         ) from error
     return Checkpoint(step, as_config(meta["config"]), items["state"], items["model"])
 
@@ -232,13 +237,6 @@ def config_as_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
-def check_config_of_last(checkpoints: ocp.CheckpointManager, config: ConfigDict) -> None:
-    """Raise ValueError where the config contradicts the last checkpoint."""
-    folder = Path(checkpoints.directory)
-    meta = _read_meta(folder / str(checkpoints.latest_step()))
-    check_same_config(meta["config"], config, folder)
-
-
 def check_same_config(stored: Mapping[str, Any], config: ConfigDict, folder: Any) -> None:
     """Raise ValueError where the config would not continue the run that `stored` began."""
     before, now = (
@@ -262,19 +260,6 @@ def check_same_config(stored: Mapping[str, Any], config: ConfigDict, folder: Any
         )
 
 
-def check_same_estimator(
-    stored_sums: Mapping[str, int], config: ConfigDict, frozen: Mapping[str, Any]
-) -> None:
-    """Raise ValueError if the frozen estimator is not the one that the run began with."""
-    if config.network == "denoiser":
-        now = int(_sums({"estimator": frozen["estimator"]})["estimator"])
-        if now != stored_sums["estimator"]:
-            raise ValueError(
-                f"the estimator in config.pretrained.estimator = {config.pretrained.estimator} is "
-                "not the one that this run began with: name that one, or another --workdir"
-            )
-
-
 def bit_sum(x: Any, xp: Any = jnp) -> Any:
     """Add up the bits of an array of 4-byte elements, as integers modulo 2^32.
 
@@ -291,6 +276,10 @@ def _items(config: ConfigDict, state: TrainState, frozen: Mapping[str, Any]) -> 
     }
 
 
+def _sums_on_host(trees: Mapping[str, Any]) -> dict[str, int]:
+    return {name: int(total) for name, total in jax.device_get(_sums(trees)).items()}
+
+
 @jax.jit
 def _sums(trees: Mapping[str, Any]) -> dict[str, Any]:
     return {
@@ -302,6 +291,9 @@ def _sums(trees: Mapping[str, Any]) -> dict[str, Any]:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a checkpoint on this process alone and compare the sums."""
     meta = _read_meta(folder)
+    metrics = folder / "metrics" / "metrics"
+    if metrics.exists():
+        json.loads(metrics.read_text())  # the manager will read it
     options = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},

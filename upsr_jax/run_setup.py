@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 from upsr_jax import run_info
 from upsr_jax.networks import init_denoiser, init_estimator
 from upsr_jax.pretrained import load_lpips_vgg, load_networks
-from upsr_jax.sharding import put, replicated, split_batch, split_state
+from upsr_jax.sharding import put, replicated, split_state
 from upsr_jax.state import TrainState, create_state
 from upsr_jax.train_step import make_loss_fn
 
@@ -36,23 +37,33 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def prepare_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Make the folder and put the config and the environment there, from process 0.
+def create_workdir(workdir: Path) -> None:
+    """Make the folder on process 0, and see on all others that it is the same one.
 
-    Raises OSError if that fails, or if another host doesn't see the folder.
+    Raises OSError if that fails.
     """
+    token = int(multihost_utils.broadcast_one_to_all(np.int32(time.time_ns() % 2**31)))
+    path = workdir / f".token_{token}"
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "finished").unlink(missing_ok=True)
-        environment = json.dumps(run_info.describe_environment(), indent=2)
-        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
-        (workdir / "environment.json").write_text(environment + "\n")
+        path.touch()
     multihost_utils.sync_global_devices("workdir")
-    if not (workdir / "config.json").exists():
+    if not path.exists():
         raise FileNotFoundError(
-            f"process {jax.process_index()} doesn't see {workdir / 'config.json'}, which process 0 "
-            "has written: choose a --workdir that all hosts share"
+            f"process {jax.process_index()} doesn't see {path}, which process 0 has written: "
+            "choose a --workdir that all hosts share"
         )
+    multihost_utils.sync_global_devices("workdir seen")
+    if jax.process_index() == 0:
+        path.unlink()
+
+
+def describe_run(workdir: Path, config: ConfigDict) -> None:
+    """Write the config and the environment into the folder of a run that is about to train."""
+    (workdir / "finished").unlink(missing_ok=True)
+    environment = json.dumps(run_info.describe_environment(), indent=2)
+    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    (workdir / "environment.json").write_text(environment + "\n")
 
 
 def log_setup(config: ConfigDict, mesh: Mesh, params: Any) -> None:
@@ -102,35 +113,46 @@ def load_part(config: ConfigDict, part: str) -> Any:
     return load_networks(folder, config, [part])[part]
 
 
-def init_params(config: ConfigDict, mesh: Mesh) -> Any:
-    """Draw the trained network's first parameters, or load those config.pretrained names.
+def create_sharded_state(
+    config: ConfigDict, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Draw the trained network's parameters, or load those config.pretrained names, and begin.
 
-    No device ever holds more of them than its part.
+    Every array is made in the shards in which it stays.
     """
+    shapes = abstract_state(config, optimizer, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
     if config.pretrained[config.network]:
-        params = load_part(config, config.network)
-        return put(params, split_state(params, mesh))
+        params = put(load_part(config, config.network), shardings.params)
+    else:
+        params = jax.jit(partial(draw_params, config), out_shardings=shardings.params)()
+    create = partial(create_state, optimizer=optimizer)
+    return jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
+
+
+def abstract_state(
+    config: ConfigDict, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Describe the state by shapes, dtypes and shardings, without an array."""
+    create = partial(create_state, optimizer=optimizer)
+    shapes = jax.eval_shape(create, jax.eval_shape(partial(draw_params, config)))
+
+    def with_sharding(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(with_sharding, shapes, split_state(shapes, mesh))
+
+
+def draw_params(config: ConfigDict) -> Any:
+    """Draw the trained network's parameters from config.seed."""
     init_fn, block = {
         "estimator": (init_estimator, config.estimator),
         "denoiser": (init_denoiser, config.model),
     }[config.network]
-
-    def draw():
-        return init_fn(jax.random.fold_in(jax.random.key(config.seed), 0x1217), block)
-
-    return jax.jit(draw, out_shardings=split_state(jax.eval_shape(draw), mesh))()
+    return init_fn(jax.random.fold_in(jax.random.key(config.seed), 0x1217), block)
 
 
-def create_sharded_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
-    """Start from sharded parameters; every part of the state lies as they do."""
-    create = partial(create_state, optimizer=optimizer)
-    shardings = split_state(jax.eval_shape(create, params), mesh)
-    return jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
-
-
-def speed_limits(
-    config: ConfigDict, state: TrainState, frozen: Any, mesh: Mesh
-) -> tuple[float | None, float | None]:
+def speed_limits(config: ConfigDict, params: Any, frozen: Any) -> tuple[float | None, float | None]:
     """Count the FLOPs of one step, nothing computed twice, and those all devices do in a second.
 
     Both are None where the peak of the devices is not known.
@@ -138,21 +160,28 @@ def speed_limits(
     peak = run_info.peak_flops(jax.devices()[0].device_kind, config.dtype)
     if peak is None:
         return None, None
-    return count_flops(config, state.params, frozen, mesh), peak * mesh.size
+    return count_flops(config, params, frozen), peak * jax.device_count()
 
 
-def count_flops(config: ConfigDict, params: Any, frozen: Any, mesh: Mesh) -> float | None:
-    """Count the FLOPs of the loss and its gradient on one batch, as XLA does before it compiles."""
+def count_flops(config: ConfigDict, params: Any, frozen: Any) -> float | None:
+    """Count the FLOPs of the loss and its gradient on one batch, as XLA does before it compiles.
+
+    None where JAX has no CPU backend, the only one that counts so.
+    """
     batch_size, size = config.data.batch_size, config.data.crop_size
     shapes = {"hr": (batch_size, size, size, 3), "lr": (batch_size, size // 4, size // 4, 3)}
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, np.float32, sharding=split_batch(mesh))
-        for name, shape in shapes.items()
-    }
+    batch = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    params, frozen = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, frozen)
+    )
     grads = jax.grad(make_loss_fn(config, remat="none"), has_aux=True)
 
     def loss_and_grads(params, frozen, batch):
         return grads(params, frozen, batch, jax.random.split(jax.random.key(0), batch_size))
 
-    costs = jax.jit(loss_and_grads).lower(params, frozen, batch).cost_analysis()
+    try:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            costs = jax.jit(loss_and_grads).lower(params, frozen, batch).cost_analysis()
+    except RuntimeError:
+        return None
     return costs["flops"] if costs else None

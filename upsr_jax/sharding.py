@@ -1,7 +1,8 @@
 """Where arrays live: batches are split over all devices, the training state over one axis of them.
 
-The mesh has two axes. Over "data" the state is copied; over "fsdp" (fully sharded data parallelism,
-arXiv 1910.02054 and 2304.11277) each device keeps a part of it and gathers parameters to use them.
+The mesh has two axes. Over "data" the state is copied; over "fsdp" each device keeps a part of it
+(ZeRO, arXiv 1910.02054). Averages and optimizer state are never whole on a device; the parameters
+are gathered for the length of a step.
 """
 
 from typing import Any
@@ -20,7 +21,8 @@ def create_mesh(data: int, fsdp: int) -> Mesh:
     Devices of one host stay together along "fsdp", whose messages are the larger ones.
     Raises ValueError if the sizes don't multiply to the number of devices.
     """
-    devices = jax.devices()
+    # By host, as the loaders count rows.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     rows = len(devices) // fsdp if data == -1 and fsdp > 0 else data
     if min(rows, fsdp) < 1 or rows * fsdp != len(devices):
         raise ValueError(

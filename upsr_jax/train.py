@@ -4,30 +4,32 @@ import json
 import logging
 import signal
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from upsr_jax import run_checkpoints
 from upsr_jax.config import check_config
-from upsr_jax.data.pipeline import train_batches
+from upsr_jax.data.pipeline import example_names, train_batches
 from upsr_jax.evaluate import Evaluator
 from upsr_jax.meter import Meter
 from upsr_jax.optimizer import create_optimizer, create_schedule
-from upsr_jax.run_checkpoints import export_model, model_params, open_checkpoints
+from upsr_jax.run_checkpoints import export_model, model_params
 from upsr_jax.run_info import device_memory
 from upsr_jax.run_setup import (
+    abstract_state,
     check_batch,
     create_sharded_state,
-    init_params,
+    create_workdir,
+    describe_run,
     load_frozen,
     log_setup,
-    prepare_workdir,
     speed_limits,
 )
 from upsr_jax.sharding import create_mesh, replicated, to_global
@@ -56,27 +58,33 @@ def train_and_evaluate(
     mesh = create_mesh(**config.mesh)
     check_batch(config, mesh)
     workdir = Path(workdir).absolute()
-    prepare_workdir(workdir, config)
     is_main = jax.process_index() == 0
-    process = jax.process_index(), jax.process_count()
     settings = config.train
 
-    with open_checkpoints(workdir, config) as checkpoints:
-        if (checkpoints.latest_step() or 0) >= settings.steps:
-            run_checkpoints.check_config_of_last(checkpoints, config)
-            logger.info("nothing to do: this run has finished its %d steps", settings.steps)
-            return finish(workdir)
+    with stop_signals() as signals, ExitStack() as resources:
+        create_workdir(workdir)
+        latest = run_checkpoints.choose_checkpoint(workdir)
+        if latest is not None:
+            run_checkpoints.check_run(workdir, latest, config)
+            if latest >= settings.steps:
+                logger.info("nothing to do: this run has finished its %d steps", settings.steps)
+                return finish(workdir)
+        if is_main:
+            describe_run(workdir, config)
 
         learning_rate = create_schedule(**config.schedule)
         optimizer = create_optimizer(learning_rate, **config.optimizer)
         frozen = load_frozen(config, mesh)
-        state = create_sharded_state(init_params(config, mesh), optimizer, mesh)
+        checkpoints = resources.enter_context(run_checkpoints.open_checkpoints(workdir, config))
+        if latest is None:
+            state = create_sharded_state(config, optimizer, mesh)
+        else:
+            shapes = abstract_state(config, optimizer, mesh)
+            state = run_checkpoints.restore(checkpoints, latest, config, shapes, frozen)
         if is_main:
             log_setup(config, mesh, state.params)
-        state = run_checkpoints.restore(checkpoints, config, state, frozen)
-        first = int(state.step) + 1
         evaluator = Evaluator(config, mesh) if settings.eval_every else None
-        meter = Meter(config.data.batch_size, *speed_limits(config, state, frozen, mesh))
+        meter = Meter(config.data.batch_size, *speed_limits(config, state.params, frozen))
         loss_fn = make_loss_fn(config, settings.remat)
         train_step = jax.jit(
             make_train_step(
@@ -85,99 +93,101 @@ def train_and_evaluate(
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), replicated(mesh)),
             donate_argnums=0,
         )
-        pending = None  # terms of the step before, read while the devices work on the next one
-        stop = False
-
-        with (
-            stop_signals() as signals,
-            closing(
-                train_batches(config.data, config.degradation, config.seed, first - 1, *process)
-            ) as batches,
-            closing(Writer(workdir, first - 1, enabled=is_main)) as writer,
-            tqdm(
-                total=settings.steps, initial=first - 1, unit="step", disable=not is_main
-            ) as progress,
-        ):
-            for step in range(first, settings.steps + 1):
-                with meter.waiting():
-                    batch = next(batches)
-                index = batch.pop("index")
-                # All processes must stop after the same step: the wish travels with the batch.
-                batch["stop"] = np.full(len(index), bool(signals))
-                batch = to_global(batch, mesh)
-                if profile and step == profile[0]:
-                    jax.profiler.start_trace(workdir / "profile")
-                with (
-                    meter.paused(step == first),  # the first call compiles
-                    jax.transfer_guard("disallow"),  # nothing else goes to the devices
-                ):
-                    state, terms = train_step(state, frozen, batch)
-                stop = read_terms(pending, meter, checkpoints) or stop
-                pending = (step, index, terms)
-                progress.update()
-
-                last = stop or step == settings.steps
-                log, evaluate, save = (
-                    every > 0 and (last or step % every == 0)
-                    for every in (
-                        settings.log_every,
-                        settings.eval_every,
-                        settings.checkpoint_every,
-                    )
-                )
-                profiled = profile and profile[0] <= step and (last or step == profile[1])
-                if log or evaluate or save or profiled:
-                    stop = read_terms(pending, meter, checkpoints) or stop  # after the next step
-                    pending = None
-                if profiled:
-                    jax.profiler.stop_trace()
-                    profile = None
-                if log:
-                    values = meter.summary() | device_memory()
-                    values["learning_rate"] = float(learning_rate(step - 1))
-                    writer.scalars(step, "train", values)
-                    progress.set_postfix_str(
-                        f"loss {values['loss']:.4f}, {values['images_per_second']:.1f} images/s"
-                    )
-                with meter.paused():
-                    means = None
-                    if evaluator and evaluate and not stop:  # who ends a run early won't wait
-                        report = evaluator(model_params(config, state.ema_params, frozen))
-                        means = report.means
-                        writer.scalars(step, "eval", means)
-                        writer.picture(step, "eval", report.picture)
-                        if is_main:
-                            progress.write(f"step {step}: {json.dumps(means)}")
-                    if save:
-                        run_checkpoints.save(checkpoints, config, state, frozen, means)
-                    with run_checkpoints.explain_failure(checkpoints):
-                        checkpoints.check_for_errors()
-                if last:
-                    break
-            names = " and ".join(signal.Signals(number).name for number in signals)
-    if step < settings.steps:
-        logger.info(
-            "stopped by %s after step %d, which is saved: the same command goes on from there",
-            names or "another process",
-            step,
+        done = first = int(state.step)
+        process = jax.process_index(), jax.process_count()
+        batches = resources.enter_context(
+            closing(train_batches(config.data, config.degradation, config.seed, first, *process))
         )
-    else:
-        finish(workdir)
+        writer = resources.enter_context(closing(Writer(workdir, first, enabled=is_main)))
+        progress = resources.enter_context(
+            tqdm(total=settings.steps, initial=first, unit="step", disable=not is_main)
+        )
+        pending = None  # terms of the step before, read while the devices work on the next one
+        tracing = False
+        stop = wished_anywhere(signals)  # before minutes of compilation
+        while done < settings.steps and not stop:
+            with meter.waiting():
+                batch = next(batches)
+            index = batch.pop("index")
+            # All processes must stop after the same step: the wish travels with the batch.
+            batch["stop"] = np.full(len(index), bool(signals))
+            batch = to_global(batch, mesh)
+            if profile and done + 1 == max(profile[0], first + 1) <= profile[1]:
+                jax.profiler.start_trace(workdir / "profile")
+                tracing = True
+            with (
+                meter.paused(done == first),  # the first call compiles
+                jax.transfer_guard("disallow"),  # nothing else goes to the devices unnoticed
+            ):
+                state, terms = train_step(state, frozen, batch)
+            done += 1
+            progress.update()
+            stop = read_terms(pending, meter, checkpoints, config.data)
+            pending = (done, index, terms)
+
+            log, evaluate, save = (
+                every > 0 and (done % every == 0 or done == settings.steps)
+                for every in (settings.log_every, settings.eval_every, settings.checkpoint_every)
+            )
+            if log or evaluate or save or stop:
+                stop = read_terms(pending, meter, checkpoints, config.data) or stop
+                pending = None
+            if profile and tracing and (done in (profile[1], settings.steps) or stop):
+                jax.block_until_ready(terms)
+                jax.profiler.stop_trace()
+                tracing = False
+            if log or stop:
+                values = meter.summary() | device_memory()
+                values["learning_rate"] = float(learning_rate(done - 1))
+                writer.scalars(done, "train", values)
+                progress.set_postfix_str(
+                    f"loss {values['loss']:.4f}, {values['images_per_second']:.1f} images/s"
+                )
+            with meter.paused():
+                metrics = {}
+                if evaluator and evaluate and not stop:  # who ends a run early won't wait
+                    report = evaluator(model_params(config, state.ema_params, frozen))
+                    metrics = report.means
+                    writer.scalars(done, "eval", metrics)
+                    writer.picture(done, "eval", report.picture)
+                    if is_main:
+                        progress.write(f"step {done}: {json.dumps(metrics)}")
+                if save or stop:
+                    run_checkpoints.save(checkpoints, config, state, frozen, metrics)
+                with run_checkpoints.explain_failure(checkpoints):
+                    checkpoints.check_for_errors()
+        resources.close()  # waits for the last checkpoint
+        if done == settings.steps:
+            return finish(workdir)
+        names = " and ".join(signal.Signals(number).name for number in sorted({*signals}))
+        logger.info(
+            "stopped by %s after step %d%s: the same command goes on from there",
+            names or "another process",
+            done,
+            ", which is saved" if done > first else "",
+        )
+
+
+def wished_anywhere(signals: list[int]) -> bool:
+    """Return on every process whether one of them has received a signal."""
+    return bool(multihost_utils.process_allgather(np.array(bool(signals))).any())
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT in a list; a second one of a kind acts as it always does."""
+    """Collect SIGTERM and SIGINT in a list, to act on when it is safe; a second SIGINT aborts."""
     received: list[int] = []
 
     def receive(number, frame):
-        del frame
+        if number in received and number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        if not received:
+            logger.warning(
+                "%s: ending after the step at hand, with a checkpoint", signal.Signals(number).name
+            )
         received.append(number)
-        signal.signal(number, before[number])
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, receive)
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:
@@ -185,7 +195,9 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def read_terms(pending: tuple | None, meter: Meter, checkpoints: ocp.CheckpointManager) -> bool:
+def read_terms(
+    pending: tuple | None, meter: Meter, checkpoints: ocp.CheckpointManager, data: ConfigDict
+) -> bool:
     """Wait for a step's terms and meter them; return whether a process wishes to stop.
 
     Raises FloatingPointError, with all that helps, if one is not finite.
@@ -201,7 +213,8 @@ def read_terms(pending: tuple | None, meter: Meter, checkpoints: ocp.CheckpointM
         if latest is not None:
             good = f"the last good checkpoint is that of step {latest}"
         scalars = {name: float(value) for name, value in values.items() if value.ndim == 0}
-        raise FloatingPointError(f"step {step} gave {scalars} on examples {index.tolist()}; {good}")
+        names = ", ".join(example_names(data, index))
+        raise FloatingPointError(f"step {step} gave {scalars} on {names}; {good}")
     meter.add(values)
     return stop
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -33,6 +34,7 @@ class Writer:
         named = {f"{prefix}/{name}": float(value) for name, value in values.items()}
         self.lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **named}) + "\n")
         for name, value in named.items():
+            self._check_events()
             self.events.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
@@ -43,7 +45,14 @@ class Writer:
         path.parent.mkdir(exist_ok=True)
         if not cv2.imwrite(str(path), picture[..., ::-1]):
             raise OSError(f"{path} could not be written")
+        self._check_events()
         self.events.add_image(name, picture, step, dataformats="HWC")
+
+    def _check_events(self) -> None:
+        """Raise OSError if the thread that writes events has died: its full queue would block."""
+        worker = self.events.file_writer.event_writer._worker
+        if not worker.is_alive():
+            raise OSError(f"{self.workdir / 'tensorboard'} could not be written: is the disk full?")
 
     def close(self) -> None:
         """Flush and close the files."""
@@ -56,8 +65,11 @@ def keep_lines(path: Path, step: int) -> None:
     """Drop the lines of a metrics file after `step`, and one that a kill cut off."""
     if not path.exists():
         return
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    kept = []
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
+        with suppress(ValueError, KeyError, TypeError):  # cut off or damaged
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))
     temporary.replace(path)

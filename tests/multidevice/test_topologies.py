@@ -67,12 +67,11 @@ def test_no_topology_changes_the_losses(command, alone, tmp_path, devices, flags
     assert len(traced) == ("--profile=3:4" in flags)
 
 
-def test_the_log_begins_with_what_runs(command, alone):
+def test_a_finished_run_does_nothing(command, alone):
     (again,) = train(command, alone)
     assert "nothing to do: this run has finished its 20 steps" in again.stderr
     assert len(lines_of(alone)) == STEPS
-    environment = json.loads((alone / "environment.json").read_text())
-    assert environment["packages"]["jax"]
+    assert (alone / "finished").read_text() == "20\n"
 
 
 def test_a_stopped_run_goes_on_elsewhere_with_the_same_losses(command, alone, tmp_path):
@@ -99,6 +98,11 @@ def test_a_stopped_run_goes_on_elsewhere_with_the_same_losses(command, alone, tm
 
     (last,) = launch([*command, *folder, "--config.mesh.fsdp=8"], devices=8)
     assert "going on after step 14" in last.stderr
+    first_lines = last.stderr.partition("+---")[0]
+    for told in ("8 x cpu, 1 processes", "data 1 x fsdp 8", "float32", "8 images of 64 pixels"):
+        assert told in first_lines
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert (environment["devices"], environment["processes"]) == (8, 1)
     np.testing.assert_allclose(numbers_of(tmp_path), numbers_of(alone), rtol=1e-5)
 
 

@@ -16,8 +16,6 @@ import cv2
 A = TypeVar("A")
 B = TypeVar("B")
 
-GRACE = 20.0  # seconds that a worker outlives SIGTERM
-
 _function: Callable[[Any], Any]  # of a worker process
 
 
@@ -47,6 +45,8 @@ def map_ahead(
             yield begun.popleft().result()
             begun.extend(executor.submit(function, item) for item in itertools.islice(items, 1))
     except BrokenProcessPool as error:
+        for worker in multiprocessing.active_children():
+            worker.kill()  # the executor would ask them to end, and wait
         raise ChildProcessError(
             f"One of {num_workers} data workers was killed, perhaps for want of memory: try fewer "
             "of them (config.data.num_workers)."
@@ -58,24 +58,15 @@ def map_ahead(
 def _start_worker(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _exit_after_grace)
+    # A job's signals reach all its processes; the trainer still needs examples for its last step.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
 
 
 def _call(item: Any) -> Any:
     return _function(item)
-
-
-def _exit_after_grace(*_: Any) -> None:
-    """End this process, but only after its parent could go on to a good end.
-
-    A job's SIGTERM reaches all its processes, and the trainer finishes its step and saves.
-    """
-    timer = threading.Timer(GRACE, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
 
 
 def _exit_with_parent() -> None:
