@@ -85,10 +85,16 @@ def get_config() -> ConfigDict:
                 model="",  # a model folder; empty: that of the last checkpoint in the workdir
                 gt="data/imagenet_test/gt",
                 lr="data/imagenet_test/lq",  # empty: gt degraded by `degradation`
+                source="name folders of images in config.eval.gt and config.eval.lr",  # if missing
                 crop_size=256,  # of gt, where lr is empty
                 max_images=100,
                 pictures=4,
                 seed=0,
+                metrics=("psnr_y", "ssim_y", "lpips_vgg"),  # or "lpips_alex", "niqe"
+                per_device_batch=1,
+                # To the next of these each side is padded; images above the last are cut in tiles.
+                sides=(64, 128, 192, 256, 384, 512),
+                fidelity=0.0,  # share of the estimate in the result
             ),
         )
     )

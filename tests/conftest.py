@@ -1,11 +1,22 @@
 import importlib.util
+import shutil
 
 # PyTorch is an extra that only conversion needs; everything else must pass without it.
 WITHOUT_TORCH = importlib.util.find_spec("torch") is None
-collect_ignore = ["test_torch_io.py"] if WITHOUT_TORCH else []
+# A browser is no Python package; the pages' texts are tested without one.
+WITHOUT_CHROMIUM = not (shutil.which("chromium") or shutil.which("chromium-browser"))
+collect_ignore = [
+    *(["test_torch_io.py"] if WITHOUT_TORCH else []),
+    *(["test_report_browser.py"] if WITHOUT_CHROMIUM else []),
+]
 
 
 def pytest_report_header() -> list[str]:
+    lines = []
     if WITHOUT_TORCH:
-        return ["test_torch_io.py is left out, as it needs PyTorch: pip install -e '.[convert]'"]
-    return []
+        lines.append(
+            "test_torch_io.py is left out, as it needs PyTorch: pip install -e '.[convert]'"
+        )
+    if WITHOUT_CHROMIUM:
+        lines.append("test_report_browser.py is left out, as it needs chromium on the PATH")
+    return lines

@@ -11,6 +11,7 @@ from upsr_jax import Upscaler
 from upsr_jax.checkpoint import load_model
 from upsr_jax.evaluate import Evaluator
 from upsr_jax.image_io import read_image
+from upsr_jax.sharding import create_mesh
 from upsr_jax.upscaler import BUILT_IN_MODEL
 
 PHOTOS = Path(__file__).parent.parent / "upsr_jax" / "assets" / "photos"
@@ -27,7 +28,7 @@ def test_it_is_closer_to_the_truth_than_bicubic_on_packaged_photos():
     config.degradation = imagenet_test()
     config.eval.update(gt=str(PHOTOS), lr="")
     _, params = load_model(BUILT_IN_MODEL)
-    means = Evaluator(config)(params).means
+    means = Evaluator(config, create_mesh(-1, 1))(params).means
     assert means["lpips_vgg"] < means["bicubic_lpips_vgg"] - 0.01
     assert means["psnr_y"] > means["bicubic_psnr_y"] - 0.2
 

@@ -1,5 +1,6 @@
 """`upsr` does every good file, names every bad one in a line, and never harms a file."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from PIL import Image
 from tiny_model import save_tiny_model
 from typer.testing import CliRunner
 
-from upsr_jax import cli, image_io, upscaler
+from upsr_jax import cli, evaluate, image_io, report, upscaler
 from upsr_jax.cli import app
+from upsr_jax.cli_options import Method
 from upsr_jax.inference import Restoration
+from upsr_jax.sampler import METHODS
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,8 +53,8 @@ def repeat(params, lr, noise):
 def run(monkeypatch):
     """Run `upsr` with a model that repeats pixels; give exit code, output and errors."""
 
-    def from_pretrained(folder, tile):
-        return upscaler.Upscaler(repeat, {}, tile)
+    def from_pretrained(folder, tile, **options):
+        return upscaler.Upscaler(repeat, {}, tile, recipe=options)
 
     monkeypatch.setattr(upscaler.Upscaler, "from_pretrained", from_pretrained)
     monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
@@ -94,8 +97,8 @@ def test_bad_files_are_named_after_which_the_others_are_done(tmp_path, run):
     assert result.stdout == f"2 of 8 upscaled into {tmp_path / 'out'}\n"
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == len(bad)
-    for path, line in zip(bad, lines, strict=True):
-        assert line.startswith(f"{path}: ")
+    for path in bad:
+        assert sum(line.startswith(f"{path}: ") for line in lines) == 1
     assert sorted(os.listdir(tmp_path / "out")) == ["good.png", "last.png"]
 
 
@@ -106,12 +109,49 @@ def test_existing_results_are_kept_unless_replacing_is_asked_for(tmp_path, run):
     (out / "a.png").write_bytes(b"mine")
     result = run("upscale", a, b, "--out", out)
     assert result.exit_code == 1
-    assert f"{a}: {out / 'a.png'} exists already; add --overwrite" in result.stderr
+    assert f"{a}: {out / 'a.png'} exists already, and not as this" in result.stderr
+    assert "add --overwrite" in result.stderr
     assert (out / "a.png").read_bytes() == b"mine"
     np.testing.assert_array_equal(read(out / "b.png"), enlarge(read(b)))
 
     assert run("upscale", a, b, "--out", out, "--overwrite").exit_code == 0
     np.testing.assert_array_equal(read(out / "a.png"), enlarge(read(a)))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_what_this_very_command_has_done_is_not_done_again(tmp_path, run, monkeypatch, suffix):
+    a, b = (save(tmp_path / "in" / f"{name}.png", photo(5, 7, 1)) for name in "ab")
+    out = tmp_path / "out"
+    command = ["upscale", a.parent, "--out", out, "--format", suffix]
+    assert run("upscale", a, "--out", out, "--format", suffix).exit_code == 0
+    first = (out / f"a.{suffix}").stat().st_ino
+
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"2 of 2 upscaled into {out}, 1 of them earlier\n"
+    assert (out / f"a.{suffix}").stat().st_ino == first
+
+    monkeypatch.setattr(upscaler.Upscaler, "__call__", lambda *_, **__: pytest.fail("worked"))
+    for flags in ([], ["--overwrite"]):
+        assert run(*command, *flags).stdout == f"2 of 2 upscaled into {out}, 2 of them earlier\n"
+    assert b.exists()
+
+
+@pytest.mark.parametrize("flags", [["--seed", "1"], ["--fidelity", "0.5"], ["--tile", "64"], []])
+def test_results_of_other_options_or_pictures_are_told_apart(tmp_path, run, flags):
+    a, b = (save(tmp_path / "in" / f"{name}.png", photo(5, 7, 1)) for name in "ab")
+    out = tmp_path / "out"
+    assert run("upscale", a, "--out", out).exit_code == 0
+    if not flags:
+        save(a, photo(5, 7, 2))
+    before = (out / "a.png").read_bytes()
+    result = run("upscale", a, b, "--out", out, *flags)
+    assert result.exit_code == 1
+    assert f"{a}: {out / 'a.png'} exists already" in result.stderr
+    assert (out / "a.png").read_bytes() == before
+    result = run("upscale", a, b, "--out", out, *flags, "--overwrite")
+    assert result.stdout == f"2 of 2 upscaled into {out}, 1 of them earlier\n"
+    assert (out / "a.png").read_bytes() != before
 
 
 def test_a_source_is_never_replaced_by_its_result(tmp_path, run):
@@ -180,10 +220,10 @@ def test_what_the_format_cannot_hold_is_said_before_the_work(tmp_path, run, monk
 def test_ctrl_c_stops_at_once_and_leaves_whole_files(tmp_path, run, monkeypatch):
     for name in "abc":
         save(tmp_path / f"{name}.png", photo(5, 7))
-    fsync = os.fsync
+    fsync, calls = os.fsync, itertools.count()
 
     def interrupt_second(descriptor):
-        if (tmp_path / "out" / "a.png").exists():
+        if next(calls) == 1:
             raise KeyboardInterrupt
         fsync(descriptor)
 
@@ -191,7 +231,10 @@ def test_ctrl_c_stops_at_once_and_leaves_whole_files(tmp_path, run, monkeypatch)
     result = run("upscale", tmp_path, "--out", tmp_path / "out")
     assert result.exit_code == 130
     assert "stopped; the results written so far are whole" in result.stderr
-    assert os.listdir(tmp_path / "out") == ["a.png"]
+    written = os.listdir(tmp_path / "out")
+    assert 1 <= len(written) <= 2
+    for name in written:
+        np.testing.assert_array_equal(read(tmp_path / "out" / name), enlarge(photo(5, 7)))
 
 
 def test_a_killed_run_leaves_no_part_of_a_result(tmp_path):
@@ -235,6 +278,78 @@ def test_a_bad_tile_is_refused_in_one_line(tmp_path, run):
     result = run("upscale", a, "--out", tmp_path / "out", "--tile", "100")
     assert result.exit_code == 2
     assert result.stderr == "upsr: tile is 100, but must be a multiple of 64.\n"
+
+
+def test_sampling_options_reach_the_model(tmp_path, monkeypatch):
+    given = []
+
+    def from_pretrained(folder, tile, **options):
+        given.append(options)
+        return upscaler.Upscaler(repeat, {}, tile)
+
+    monkeypatch.setattr(upscaler.Upscaler, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
+    a = save(tmp_path / "a.png", photo(5, 7))
+    options = ["--steps", "3", "--sampler", "ancestral", "--min-noise", "0.2", "--fidelity", "0.5"]
+    result = CliRunner().invoke(app, ["upscale", str(a), "--out", str(tmp_path / "o"), *options])
+    assert result.exit_code == 0, result.output
+    assert given == [dict(steps=3, method="ancestral", min_noise=0.2, fidelity=0.5)]
+
+
+def test_every_sampler_can_be_chosen():
+    assert tuple(Method) == METHODS
+
+
+@pytest.mark.parametrize("option", [["--steps", "5"], ["--sampler", "ddim"]])
+def test_the_built_in_model_refuses_what_it_has_not_learned(tmp_path, option):
+    a = save(tmp_path / "a.png", photo(5, 7))
+    result = CliRunner().invoke(app, ["upscale", str(a), "--out", str(tmp_path / "out"), *option])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("upsr: this model was trained to restore in one step")
+    assert result.stderr.count("\n") == 1
+
+
+def test_processes_need_all_their_flags(tmp_path, run):
+    a = save(tmp_path / "a.png", photo(5, 7))
+    result = run("upscale", a, "--out", tmp_path / "out", "--processes", "2")
+    assert result.exit_code == 2
+    assert "needs --coordinator and --process_id too" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_evaluate_hands_its_options_on(tmp_path, run, monkeypatch, pairs):
+    calls = []
+
+    def evaluate_folders(*arguments, **options):
+        calls.append((arguments, options))
+        raise ValueError("no images here")
+
+    monkeypatch.setattr(evaluate, "evaluate_folders", evaluate_folders)
+    gt, lr, out = tmp_path / "gt", tmp_path / "lr", tmp_path / "out"
+    folders = ["--pairs", gt, lr] if pairs else ["--images", lr]
+    result = run("evaluate", *folders, "--out", out, "--seed", "3", "--fidelity", "0.5")
+    assert result.stderr == "upsr: no images here\n"
+    assert result.exit_code == 2
+    options = dict(seed=3, steps=None, method=None, min_noise=None, fidelity=0.5)
+    assert calls == [((upscaler.BUILT_IN_MODEL, lr, gt if pairs else None, out), options)]
+
+
+@pytest.mark.parametrize("folders", [[], ["--pairs", "gt", "lr", "--images", "lr"]])
+def test_evaluate_needs_pairs_or_images(tmp_path, run, folders):
+    result = run("evaluate", *folders, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr == "upsr: give either --pairs GT LR or --images LR.\n"
+
+
+def test_compare_prints_the_table(tmp_path, run, monkeypatch):
+    def compare(folders, out):
+        assert folders == [tmp_path / "a", tmp_path / "b"]
+        return f"| table | {out.name} |"
+
+    monkeypatch.setattr(report, "compare", compare)
+    result = run("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
+    assert result.stdout == "| table | c |\n"
 
 
 def test_help_is_fast_and_does_not_import_jax():

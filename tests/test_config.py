@@ -55,10 +55,25 @@ def test_a_value_where_a_block_belongs_is_refused():
         check_config(config)
 
 
-def test_an_unknown_network_is_refused():
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("network", "denoisr", "network is 'denoisr': it must be 'denoiser' or 'estimator'"),
+        ("dtype", "bfloat17", "dtype is 'bfloat17': it must be"),
+        ("seed", -1, "seed is -1: it must be a whole number"),
+        ("sampler.method", "onestep", "method is 'onestep': it must be one of ddim, ancestral"),
+        ("data.batch_size", 0, "batch_size is 0: it must be at least 1"),
+        ("data.num_workers", -1, "num_workers is -1: it must be at least 0"),
+        ("train.log_every", 0, "log_every is 0: it must be at least 1"),
+        ("train.keep_best", "ssim", "keep_best is 'ssim': it must be one of psnr_y, ssim_y"),
+        ("train.eval_every", 7, r"set eval_every \(7\) to a multiple of checkpoint_every \(5000\)"),
+        ("train.eval_every", 0, "keep_best = 'lpips_vgg' can keep only what is evaluated"),
+    ],
+)
+def test_values_that_can_not_be_are_refused(name, value, message):
     config = realsr_x4.get_config()
-    config.network = "denoisr"
-    with pytest.raises(ValueError, match=r"config\.network is 'denoisr'"):
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(ValueError, match=message):
         check_config(config)
 
 
@@ -66,7 +81,7 @@ def test_an_unknown_network_is_refused():
 def test_each_key_of_the_table_is_read(block):
     """The table is checked against the source, so that it can't fall behind it."""
     source = "".join(path.read_text() for path in (ROOT / "upsr_jax").rglob("*.py"))
-    for alias in {"train": ["settings"]}.get(block, []):
+    for alias in {"train": ["settings"], "eval": ["settings"]}.get(block, []):
         source = source.replace(f"{alias}.", f"{block}.")
     read = set(re.findall(rf"\b{block}\.([a-z_]+)", source))
     if block == "pretrained":

@@ -1,5 +1,6 @@
-"""Evaluation measures every pair as a loop in NumPy does, and says what it did."""
+"""Evaluation measures every image as a loop in NumPy does, and goes on where it stopped."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -8,34 +9,50 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from photos import draw_photo, write_photos
+from photos import draw_photo
 from scipy.signal import convolve2d
 from tiny_model import random_params
 
 from configs import tiny
-from upsr_jax import evaluate as evaluate_module
+from upsr_jax import eval_step
 from upsr_jax.checkpoint import save_model
-from upsr_jax.evaluate import centre_crop, evaluate, load_pairs
+from upsr_jax.config import check_config
+from upsr_jax.data.test_sets import image_seed
+from upsr_jax.eval_step import check_eval
+from upsr_jax.evaluate import Evaluator, evaluate, evaluate_folders
 from upsr_jax.inference import Restoration
-from upsr_jax.models.lpips import LPIPS
+from upsr_jax.metrics.niqe import niqe
+from upsr_jax.models.lpips import ALEXNET, LPIPS
 from upsr_jax.networks import apply
-from upsr_jax.pretrained import load_lpips_vgg
+from upsr_jax.pretrained import load_lpips_alex, load_pristine_model
+from upsr_jax.sharding import create_mesh
 from upsr_jax.tiling import noise_window
 
-SIZES = {"a/x": (20, 24), "b/x": (16, 16)}  # of the low-resolution images; two share a file name
+# Of the low-resolution images: one is cut in tiles, and two share a file name.
+SIZES = {"a/x": (20, 24), "b/x": (16, 16), "large": (150, 50)}
+SIDES = (64, 128)
 SEED = 3
+CONFIGS = ["imagenet_test", "realsr", "realset65"]
 
 
 def enlarge(image):
     return image.repeat(4, axis=-3).repeat(4, axis=-2)
 
 
-def make_noisy_resize(config: ConfigDict):
+def make_noisy_resize(config: ConfigDict, fidelity: float = 0.0):
     """Stand in for the networks: repeat pixels, add noise, darken the other images."""
 
     def restore(params, lr, noise):
         big = enlarge(lr)
-        return Restoration(jnp.clip(big + 0.2 * noise, -1, 1), big * 0.9, big * 0.8, noise)
+        weight = jnp.clip(jnp.abs(big), 0.4, 1)
+        return Restoration(jnp.clip(big + 0.2 * noise, -1, 1), big * 0.9, big * 0.8, weight)
+
+    return restore
+
+
+def make_nothing(config: ConfigDict, fidelity: float):
+    def restore(params, lr, noise):
+        raise AssertionError("there was something to do")
 
     return restore
 
@@ -59,22 +76,45 @@ def ssim_y(image, hr):
     return np.mean(luminance * np.maximum(structure, 0))
 
 
+def write_pair(folder: Path, name: str, seed: int, height: int, width: int) -> None:
+    for kind, scale in (("gt", 4), ("lq", 1)):
+        path = folder / kind / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), draw_photo(seed, scale * height, scale * width)[..., ::-1])
+
+
+def read(path) -> np.ndarray:
+    return cv2.imread(str(path))[..., ::-1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_networks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eval_step, "make_super_resolve", make_noisy_resize)
+        yield
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> ConfigDict:
-    """Two pairs of different sizes and a model that fits the config."""
+    """Pairs of different sizes and a model that fits the config."""
     folder = tmp_path_factory.mktemp("pairs")
-    for seed, (name, (height, width)) in enumerate(SIZES.items()):
-        for kind, scale in (("gt", 4), ("lq", 1)):
-            path = folder / kind / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), draw_photo(seed, scale * height, scale * width)[..., ::-1])
+    for seed, (name, size) in enumerate(SIZES.items()):
+        write_pair(folder, name, seed, *size)
     config = tiny.get_config()
     model = str(folder / "model")
     config.eval.update(
         model=model, gt=str(folder / "gt"), lr=str(folder / "lq"), seed=SEED, pictures=2
     )
+    config.eval.update(sides=SIDES, per_device_batch=2, metrics=("psnr_y", "ssim_y", "lpips_alex"))
+    config.train.keep_best = "lpips_alex"
     save_model(model, config, random_params(config))
     return config.lock()
+
+
+def changed(config: ConfigDict, **settings) -> ConfigDict:
+    config = config.copy_and_resolve_references().unlock()
+    config.eval.update(**settings)
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -83,116 +123,233 @@ def workdir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluated(config, workdir):
-    """The report of an evaluation; its files are in workdir."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate_module, "make_super_resolve", make_noisy_resize)
-        return evaluate(config, workdir)
+def results(config, workdir) -> dict:
+    """The results of an evaluation; its files are in workdir."""
+    return evaluate(config, workdir)
 
 
-def test_every_pair_is_measured(config, evaluated):
-    lpips = load_lpips_vgg()
-    for number, (name, (height, width)) in enumerate(SIZES.items()):
-        lr, hr = (
-            cv2.imread(f"{folder}/{name}.png")[..., ::-1] / 255
-            for folder in (config.eval.lr, config.eval.gt)
-        )
-        noise = noise_window(SEED + number, 0, 0, 256, 256)[: 4 * height, : 4 * width]
-        results = {
-            "": (np.clip(enlarge(2 * lr - 1) + 0.2 * noise, -1, 1) + 1) / 2,
+def expected_image(config, name: str) -> np.ndarray:
+    """What the stand-in makes of an image as a whole, unit."""
+    lr = read(f"{config.eval.lr}/{name}.png") / 255
+    height, width = (4 * side for side in SIZES[name])
+    noise = noise_window(image_seed(SEED, name), 0, 0, height, width)
+    return (np.clip(enlarge(2 * lr - 1) + 0.2 * noise, -1, 1) + 1) / 2
+
+
+def test_every_image_is_measured(config, results):
+    lpips = load_lpips_alex()
+    for name in SIZES:
+        lr, hr = (read(f"{folder}/{name}.png") / 255 for folder in (config.eval.lr, config.eval.gt))
+        images = {
+            "": expected_image(config, name),
             "bicubic_": (enlarge(2 * lr - 1) * 0.9 + 1) / 2,
         }
-        for prefix, image in results.items():
-            row = evaluated.rows[name]
+        for prefix, image in images.items():
+            row = results["images"][name]
             assert row[f"{prefix}psnr_y"] == pytest.approx(psnr_y(image, hr), abs=1e-3)
             assert row[f"{prefix}ssim_y"] == pytest.approx(ssim_y(image, hr), abs=1e-3)
             signed = [jnp.asarray(x[None] * 2 - 1, jnp.float32) for x in (image, hr)]
-            distance = float(apply(LPIPS(), lpips, *signed)[0])
-            assert row[f"{prefix}lpips_vgg"] == pytest.approx(distance, abs=1e-4)
+            distance = float(apply(LPIPS(ALEXNET), lpips, *signed)[0])
+            assert row[f"{prefix}lpips_alex"] == pytest.approx(distance, abs=1e-5)
+        assert (row["lr"], row["gt"]) == (
+            f"{config.eval.lr}/{name}.png",
+            f"{config.eval.gt}/{name}.png",
+        )
 
 
-def test_means_are_those_of_the_images(evaluated):
-    assert list(evaluated.rows) == list(SIZES)
-    first, second = evaluated.rows.values()
-    for metric, mean in evaluated.means.items():
-        assert mean == pytest.approx((first[metric] + second[metric]) / 2)
+def test_images_and_noise_weights_are_written(config, workdir, results):
+    for name in SIZES:
+        written = read(workdir / "evaluation" / "images" / f"{name}.png")
+        np.testing.assert_allclose(written, 255 * expected_image(config, name), atol=0.51)
+        weight = read(workdir / "evaluation" / "uncertainty" / f"{name}.png")
+        big = enlarge(read(f"{config.eval.lr}/{name}.png") / 127.5 - 1)
+        expected = np.clip(np.abs(big), 0.4, 1).mean(axis=-1)
+        np.testing.assert_allclose(weight, 255 * expected[..., None].repeat(3, -1), atol=0.51)
 
 
-def test_results_and_protocol_are_written(config, workdir, evaluated):
-    results = json.loads((workdir / "evaluation" / "results.json").read_text())
-    assert results["means"] == evaluated.means
-    assert results["images"] == evaluated.rows
+def test_means_are_those_of_the_images(results):
+    assert list(results["images"]) == list(SIZES)
+    assert results["metrics"] == ["psnr_y", "ssim_y", "lpips_alex"]
+    for metric, mean in results["means"].items():
+        values = [row[metric] for row in results["images"].values()]
+        assert mean["mean"] == pytest.approx(np.mean(values))
+        assert min(values) <= mean["low"] < mean["mean"] < mean["high"] <= max(values)
+        assert mean["images"] == 3
+
+
+def test_results_and_protocol_are_written(config, workdir, results):
+    assert json.loads((workdir / "evaluation" / "results.json").read_text()) == results
     protocol = results["protocol"]
-    assert (protocol["images"], protocol["seed"]) == (2, SEED)
+    assert (protocol["images"], protocol["seed"]) == (3, SEED)
     assert protocol["ground truth"] == config.eval.gt
     assert protocol["sampler"] == "ddim, 5 steps"
-    assert "BT.601" in protocol["colours"]
+    assert "BT.601" in protocol["psnr_y"] and "443c5bc35326" in protocol["lpips_alex"]
+    assert "tiles of 128, stride 64" in protocol["tiling"]
 
 
-def test_the_table_is_printed(config, workdir, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate_module, "make_super_resolve", make_noisy_resize)
-    report = evaluate(config, workdir)
+def test_programs_are_compiled_per_shape(results):
+    """Networks: 64x64 and tiles of 128x64. Metrics: 32x32, 16x16 and 192x64, in two programs."""
+    timing = results["timing"]
+    assert timing["compilations"] == 2 + 2 * 3
+    assert timing["images"] == 3
+    parts = [value for key, value in timing.items() if key.endswith("_seconds")]
+    assert all(value >= 0 for value in parts) and sum(parts) <= timing["seconds"] * 1.01
+    assert 0 < timing["not_any_network_share"] < timing["not_networks_share"] < 1
+
+
+def test_the_table_is_printed(config, workdir, results, capsys):
+    evaluate(config, workdir)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-3].split() == ["PSNR-Y", "SSIM-Y", "LPIPS-VGG"]
-    for line, prefix, label in ((lines[-2], "bicubic_", "bicubic"), (lines[-1], "", "this model")):
-        assert line.startswith(label)
-        psnr, ssim, lpips = line.removeprefix(label).split()
-        assert psnr == f"{report.means[prefix + 'psnr_y']:.3f}"
-        assert ssim == f"{report.means[prefix + 'ssim_y']:.4f}"
-        assert lpips == f"{report.means[prefix + 'lpips_vgg']:.4f}"
     assert "seed: 3" in lines
+    for line, metric in zip(lines[-3:], results["metrics"], strict=True):
+        mean, bicubic = results["means"][metric], results["means"][f"bicubic_{metric}"]
+        interval = f"{mean['low']:.4f} .. {mean['high']:.4f}"
+        assert line.split() == [
+            metric,
+            f"{bicubic['mean']:.4f}",
+            f"{mean['mean']:.4f}",
+            *interval.split(),
+        ]
 
 
-def test_pictures_show_all_images_side_by_side(config, workdir, evaluated):
-    picture = cv2.imread(str(workdir / "evaluation" / "pictures.png"))[..., ::-1]
-    np.testing.assert_array_equal(picture, evaluated.picture)
-    assert picture.shape == (80 + 64, 6 * 96, 3)
-    lr, hr = (
-        cv2.imread(f"{folder}/a/x.png")[..., ::-1] for folder in (config.eval.lr, config.eval.gt)
-    )
-    panels = np.split(picture[:80], 6, axis=1)
+def test_only_what_is_missing_is_done(config, workdir, results, monkeypatch):
+    out = workdir / "evaluation"
+    monkeypatch.setattr(eval_step, "make_super_resolve", make_nothing)
+    assert evaluate(config, workdir)["images"] == results["images"]
+    (out / "images" / "b" / "x.png").unlink()
+    times = {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*.png")}
+    with (out / "rows.jsonl").open("a") as rows:
+        rows.write('{"name": "b/x", "psn')  # as a kill leaves it
+    with pytest.raises(AssertionError, match="something to do"):
+        evaluate(config, workdir)
+    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eval_step, "make_super_resolve", make_noisy_resize)
+        again = evaluate(config, workdir)
+    assert again["images"] == results["images"] and again["means"] == results["means"]
+    assert again["timing"]["images"] == 1
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_other_options_are_refused(config, workdir, results):
+    rows = (workdir / "evaluation" / "rows.jsonl").read_text()
+    with pytest.raises(ValueError, match="an evaluation with seed 3, not 4: choose another folder"):
+        evaluate(changed(config, seed=4), workdir)
+    assert (workdir / "evaluation" / "rows.jsonl").read_text() == rows
+
+
+def test_broken_images_are_listed_and_tried_again(config, tmp_path, capsys):
+    for i, name in enumerate("abc"):
+        write_pair(tmp_path, name, i, 16, 16)
+    broken = tmp_path / "lq" / "b.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:100])
+    config = changed(config, gt=str(tmp_path / "gt"), lr=str(tmp_path / "lq"), metrics=("psnr_y",))
+    results = evaluate(config, tmp_path)
+    assert list(results["images"]) == ["a", "c"] and list(results["broken"]) == ["b"]
+    assert "b.png' can't be decoded" in results["broken"]["b"]
+    assert (results["protocol"]["images"], results["protocol"]["broken images"]) == (2, 1)
+    assert results["means"]["psnr_y"]["images"] == 2
+    printed = capsys.readouterr()
+    assert "b is broken: " in printed.err + printed.out
+    broken.write_bytes(whole)
+    results = evaluate(config, tmp_path)
+    assert list(results["images"]) == ["a", "b", "c"] and not results["broken"]
+    assert results["timing"]["images"] == 1
+
+
+def test_a_model_that_gives_nan_is_reported(config, tmp_path, monkeypatch):
+    def make_nan(config, fidelity):
+        restore = make_noisy_resize(config)
+        return lambda *inputs: restore(*inputs)._replace(image=jnp.nan * restore(*inputs).image)
+
+    monkeypatch.setattr(eval_step, "make_super_resolve", make_nan)
+    results = evaluate(changed(config, metrics=("psnr_y",), max_images=1), tmp_path)
+    assert results["broken"] == {"a/x": "the model gave NaN or infinity"}
+    assert results["means"] == {} and results["metrics"] == []
+
+
+def test_without_ground_truth_what_needs_none_is_measured(config, tmp_path, monkeypatch):
+    model, lr = config.eval.model, config.eval.lr
+    results = evaluate_folders(model, lr, None, tmp_path / "out", seed=SEED, sides=SIDES)
+    assert results["metrics"] == ["niqe"]
+    expected = niqe(expected_image(config, "large"), load_pristine_model())
+    assert results["images"]["large"]["niqe"] == pytest.approx(expected, rel=1e-4)
+    assert results["images"]["a/x"] == {"niqe": None, "lr": f"{lr}/a/x.png", "gt": None}
+    assert results["means"]["niqe"]["images"] == 1
+    with pytest.raises(ValueError, match=r"psnr_y can't be measured without .* choose of niqe"):
+        evaluate_folders(model, lr, None, tmp_path / "other", metrics=("psnr_y",))
+
+
+def test_sampling_options_reach_the_sampler(config, tmp_path, monkeypatch):
+    seen = {}
+
+    def make_seen(config, fidelity):
+        seen.update(config.sampler.to_dict(), min_noise=config.prior.min_noise, fidelity=fidelity)
+        return make_noisy_resize(config)
+
+    monkeypatch.setattr(eval_step, "make_super_resolve", make_seen)
+    options = dict(steps=2, method="ancestral", min_noise=0.5, fidelity=0.25)
+    folders = config.eval.model, config.eval.lr, None, tmp_path / "out"
+    protocol = evaluate_folders(*folders, **options)["protocol"]
+    assert seen == options
+    assert protocol["sampler"] == "ancestral, 2 steps"
+    assert (protocol["noise weight"], protocol["fidelity"]) == ("un 0.1, min_noise 0.5", 0.25)
+
+
+def test_the_evaluator_of_training_gives_the_same_numbers(config, results):
+    report = Evaluator(config, create_mesh(-1, 1))(random_params(config))
+    for name, row in report.rows.items():
+        assert row == pytest.approx({key: results["images"][name][key] for key in row}, rel=1e-5)
+    for metric, mean in report.means.items():
+        assert mean == pytest.approx(results["means"][metric]["mean"], rel=1e-5)
+    assert report.picture.shape == (80 + 64, 6 * 96, 3)
+    lr, hr = (read(f"{folder}/a/x.png") for folder in (config.eval.lr, config.eval.gt))
+    panels = np.split(report.picture[:80], 6, axis=1)
     np.testing.assert_array_equal(panels[0], enlarge(lr))
     np.testing.assert_allclose(panels[1], (enlarge(lr) - 127.5) * 0.9 + 127.5, atol=0.51)
     np.testing.assert_allclose(panels[2], (enlarge(lr) - 127.5) * 0.8 + 127.5, atol=0.51)
     np.testing.assert_array_equal(panels[5], hr)
-    assert (picture[80:, 6 * 64 :] == 255).all()
+    assert (report.picture[80:, 6 * 64 :] == 255).all()
+
+
+def test_what_training_keeps_by_must_be_measured(config):
+    config = changed(config, metrics=("psnr_y",))
+    with pytest.raises(ValueError, match=r"keep_best is 'lpips_alex', but .* measures psnr_y"):
+        Evaluator(config, create_mesh(-1, 1))
 
 
 def test_a_run_without_a_model_says_so(config, tmp_path):
-    config = config.copy_and_resolve_references()
-    config.eval.model = ""
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoints: give the --workdir of"):
-        evaluate(config, tmp_path)
+        evaluate(changed(config, model=""), tmp_path)
 
 
-def test_centre_crop():
-    image = np.arange(11 * 16 * 3, dtype=np.uint8).reshape(11, 16, 3)
-    np.testing.assert_array_equal(centre_crop(image, 4), image[3:7, 6:10])
-    np.testing.assert_array_equal(centre_crop(image, 256), image[1:9, 4:12])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_missing_set_is_named_with_where_to_get_it(name, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(f"configs.eval.{name}")
+    whole = module.get_config()
+    check_config(whole)
+    check_eval(whole.eval)
+    tiny_networks = changed(config, **whole.eval.to_dict())
+    tiny_networks.eval.model = config.eval.model
+    missing = whole.eval.gt or whole.eval.lr
+    with pytest.raises(FileNotFoundError) as info:
+        evaluate(tiny_networks, tmp_path)
+    assert str(tmp_path / missing) in str(info.value)
+    assert "http" in str(info.value) and missing.split("/")[1] in whole.eval.source
 
 
-def degraded(config: ConfigDict, gt: Path, **changes: int) -> list:
-    config = config.copy_and_resolve_references()
-    config.eval.update(gt=str(gt), lr="", crop_size=64, **changes)
-    return load_pairs(config)
-
-
-def test_degraded_pairs_are_the_same_each_time(config, tmp_path):
-    photos = write_photos(tmp_path / "photos", 3)
-    pairs = degraded(config, photos)
-    assert [name for name, _ in pairs] == ["0.png", "1.png", "2.png"]
-    for i, (_, pair) in enumerate(pairs):
-        np.testing.assert_array_equal(pair.hr, draw_photo(i, 80, 100)[8:72, 18:82])
-        assert (pair.lr.shape, pair.lr.dtype) == ((16, 16, 3), np.uint8)
-    for again, first in zip(degraded(config, photos, max_images=2), pairs, strict=False):
-        np.testing.assert_array_equal(again.pair.lr, first.pair.lr)
-    others = degraded(config, photos, seed=SEED + 1)
-    assert not np.array_equal(others[0].pair.lr, pairs[0].pair.lr)
-
-
-def test_sharpened_ground_truth_is_refused(config, tmp_path):
-    config = config.copy_and_resolve_references()
-    config.degradation.use_sharp = True
-    config.eval.update(gt=str(tmp_path), lr="")
-    with pytest.raises(ValueError, match="set use_sharp to False"):
-        load_pairs(config)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(max_images=0), "max_images is 0, but must be at least 1"),
+        (dict(per_device_batch=0), "per_device_batch is 0, but must be at least 1"),
+        (dict(sides=(100,)), r"sides is \(100,\), but must be ascending multiples of 64"),
+        (dict(metrics=("psnr",)), r"metrics is \('psnr',\): choose of psnr_y, ssim_y"),
+        (dict(metrics=()), r"metrics is \(\): choose of"),
+    ],
+)
+def test_settings_that_can_not_be_are_refused(config, settings, message):
+    with pytest.raises(ValueError, match=message):
+        check_eval(changed(config, **settings).eval)

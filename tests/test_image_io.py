@@ -11,7 +11,14 @@ import pytest
 from PIL import Image, ImageCms
 
 from upsr_jax import image_io
-from upsr_jax.image_io import ImageError, find_images, read_image, to_pixels, write_image
+from upsr_jax.image_io import (
+    ImageError,
+    find_images,
+    read_image,
+    read_note,
+    to_pixels,
+    write_image,
+)
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -282,3 +289,21 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path, name, shape, reason):
     with pytest.raises(ImageError, match=reason):
         write_image(tmp_path / name, np.zeros(shape, np.uint8))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_note_is_kept_in_the_file(tmp_path, suffix):
+    image, note = np.full((8, 8, 3), 100, np.uint8), 'upsr_jax {"seed": 3}'
+    write_image(tmp_path / f"noted{suffix}", image, note=note)
+    write_image(tmp_path / f"bare{suffix}", image)
+    assert read_note(tmp_path / f"noted{suffix}") == note
+    assert read_note(tmp_path / f"bare{suffix}") is None
+    np.testing.assert_array_equal(
+        read_image(tmp_path / f"noted{suffix}"), read_image(tmp_path / f"bare{suffix}")
+    )
+
+
+def test_what_is_no_image_has_no_note(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    assert read_note(tmp_path / "text.png") is None
+    assert read_note(tmp_path / "missing.png") is None

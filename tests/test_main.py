@@ -23,11 +23,11 @@ def test_the_demo_trains_and_evaluates(tmp_path):
 
     evaluated = run_main("--workdir", str(tmp_path), "--mode", "evaluate")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "ddim, 5 steps" in evaluated.stdout and "LPIPS-VGG" in evaluated.stdout
+    assert "ddim, 5 steps" in evaluated.stdout and "VGG-16, version 0.1" in evaluated.stdout
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     watched = [json.loads(line) for line in lines if "eval/psnr_y" in line][-1]
-    assert abs(results["means"]["psnr_y"] - watched["eval/psnr_y"]) < 1e-4
+    assert abs(results["means"]["psnr_y"]["mean"] - watched["eval/psnr_y"]) < 1e-4
 
 
 def test_missing_photographs_end_it_with_one_sentence_and_the_cure(tmp_path):

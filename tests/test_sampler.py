@@ -8,7 +8,7 @@ import pytest
 from upsr_jax.diffusion import Schedule, respace
 from upsr_jax.ops import pixel_shuffle
 from upsr_jax.prior import make_prior
-from upsr_jax.sampler import sample
+from upsr_jax.sampler import draw_again, sample
 
 RELEASED = Schedule.create()
 SHAPE = (2, 8, 12, 3)
@@ -138,3 +138,27 @@ def test_arguments_that_do_not_fit_are_named():
         sample(*arguments, method="ancestral")
     with pytest.raises(ValueError, match=r"step_noise_fn.*got 'ddim'"):
         sample(*arguments, step_noise_fn=step_noise_fn)
+
+
+def test_noise_drawn_again_is_the_same_in_every_tile():
+    noise = np.random.default_rng(0).standard_normal((2, 40, 50, 3), np.float32)
+    draw = jax.jit(draw_again)
+    whole = draw(noise, 2)
+    assert whole.dtype == np.float32
+    np.testing.assert_array_equal(draw(noise[1:, 7:30, 9:], 2), whole[1:, 7:30, 9:])
+
+
+def test_noise_drawn_again_is_standard_normal_and_new():
+    noise = np.random.default_rng(0).standard_normal((1, 256, 256, 3), np.float32)
+    draws = [noise.astype(np.float64)]
+    draws += [np.asarray(jax.jit(draw_again)(noise, t), np.float64) for t in (0, 1)]
+    standard_error = 1 / np.sqrt(noise.size)
+    for draw in draws[1:]:
+        assert abs(draw.mean()) < 4 * standard_error
+        assert abs((draw**2).mean() - 1) < 4 * np.sqrt(2) * standard_error
+        assert abs((draw**4).mean() - 3) < 4 * np.sqrt(96) * standard_error
+        for shifted in (draw[:, 1:] * draw[:, :-1], draw[..., 1:] * draw[..., :-1]):
+            assert abs(shifted.mean()) < 5 * standard_error
+    for a, b in [(0, 1), (0, 2), (1, 2)]:
+        assert abs((draws[a] * draws[b]).mean()) < 4 * standard_error
+        assert abs((draws[a] ** 2 * draws[b] ** 2).mean() - 1) < 4 * np.sqrt(8) * standard_error

@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +89,33 @@ def test_the_device_sees_one_shape_however_large_the_image():
     for size in [(65, 65), (150, 131), (300, 64)]:
         upscaler(photo(*size))
     assert shapes == {((4, 64, 64, 3), (4, 256, 256, 3))}
+
+
+def test_pictures_from_several_threads_share_batches_and_come_out_as_alone():
+    sizes, images = [], [photo(20 + n, 60, seed=n) for n in range(6)] + [photo(150, 131)]
+    started, all_in = threading.Event(), threading.Event()
+
+    def record(params, lr, noise):
+        if not started.is_set():  # the first batch takes until the others have handed theirs in
+            started.set()
+            assert all_in.wait(10)
+        sizes.append(len(np.unique(lr.reshape(len(lr), -1), axis=0)))
+        return repeat_with_noise(params, lr, noise)
+
+    upscaler = Upscaler(record, {}, tile=64, batch=4)
+    pending = upscaler._batcher.pending
+    with ThreadPoolExecutor(7) as pool:
+        futures = [pool.submit(upscaler, image, 5) for image in images[:1]]
+        assert started.wait(10)
+        futures += [pool.submit(upscaler, image, 5) for image in images[1:]]
+        while sum(map(len, pending.values())) < 5 + 4:
+            time.sleep(0.01)
+        all_in.set()
+        results = [future.result(60) for future in futures]
+    assert sizes[:3] == [1, 4, 4]
+    for image, result in zip(images, results, strict=True):
+        alone = Upscaler(repeat_with_noise, {}, tile=64)(image, 5)
+        np.testing.assert_array_equal(result, alone)
 
 
 def test_nan_is_reported_with_the_tile():
@@ -180,6 +210,16 @@ def test_a_loaded_model_pads_samples_and_crops(model):
 
     np.testing.assert_array_equal(upscaler(image, seed=3), result)
     assert (upscaler(image, seed=4) != result).mean() > 0.1
+
+
+def test_the_recipe_names_what_decides_a_result(model):
+    recipe = Upscaler.from_pretrained(model).recipe
+    assert Upscaler.from_pretrained(model, method="ddim", min_noise=0.4).recipe == recipe
+    others = [dict(steps=2), dict(method="ancestral"), dict(min_noise=0.5), dict(fidelity=0.5)]
+    recipes = [Upscaler.from_pretrained(model, **other).recipe for other in others]
+    recipes.append(Upscaler.from_pretrained().recipe)
+    assert recipe not in recipes
+    assert all(recipes.count(other) == 1 for other in recipes)
 
 
 def test_a_model_without_estimator_is_refused(model, tmp_path):

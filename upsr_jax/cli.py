@@ -1,16 +1,23 @@
-"""The command `upsr`: upscale photos, convert weights, describe a model."""
+"""The command `upsr`: upscale photos, measure results, convert weights, describe a model."""
 
 import importlib.metadata
 import json
 import os
-import sys
 import tempfile
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from tqdm import tqdm
+
+from upsr_jax.cli_options import (
+    Fidelity,
+    MinNoise,
+    ModelFolder,
+    OutputFormat,
+    Sampler,
+    Seed,
+    Steps,
+)
 
 if TYPE_CHECKING:
     from upsr_jax.upscaler import Upscaler
@@ -25,26 +32,6 @@ app = typer.Typer(
 )
 
 
-class OutputFormat(StrEnum):
-    """File formats that results can be written in."""
-
-    png = "png"
-    jpg = "jpg"
-    webp = "webp"
-
-
-ModelFolder = Annotated[
-    Path | None, typer.Option(help="Model folder.", show_default="the built-in one")
-]
-
-
-class Job(NamedTuple):
-    """One picture to upscale and where its result goes."""
-
-    source: Path
-    target: Path
-
-
 @app.command()
 def upscale(
     images: Annotated[
@@ -53,30 +40,121 @@ def upscale(
     out: Annotated[
         Path, typer.Option(help="Folder of the results; a folder's layout is mirrored in it.")
     ],
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
+    seed: Seed = 0,
     model: ModelFolder = None,
     tile: Annotated[
         int, typer.Option(help="Pixels a side run at once; less takes less memory.")
     ] = 256,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    min_noise: MinNoise = None,
+    fidelity: Fidelity = 0.0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace results that exist.")
+        bool, typer.Option("--overwrite", help="Replace results that exist and are others.")
     ] = False,
     format: Annotated[
         OutputFormat, typer.Option(help="File format of the results.")
     ] = OutputFormat.png,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT of process 0, for several processes.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="How many processes share the pictures.")
+    ] = None,
+    process_id: Annotated[
+        int | None, typer.Option("--process_id", help="Which of them this is, from 0 on.")
+    ] = None,
 ) -> None:
-    """Upscale photos x4; a bad file is reported and the others are done (exit code 1)."""
-    jobs, problems = plan_jobs(images, out, f".{format}")
+    """Upscale photos x4, on all devices; start it again to go on where it was ended.
+
+    A bad file is reported and the others are done (exit code 1).
+    """
+    from upsr_jax.collection import meet_others, plan_jobs, run_jobs, take_share
+
+    try:
+        jobs, problems = plan_jobs(images, out, f".{format}")
+        prepare_folder(out)
+        process_id, processes = meet_others(coordinator, processes, process_id)
+    except (OSError, ValueError) as error:
+        fail(str(error))
+    jobs = take_share(jobs, out, process_id, processes)
+    problems = problems if process_id == 0 else []
     for problem in problems:
         typer.echo(problem, err=True)
-    prepare_folder(out)
-    failed = len(problems)
+    done = kept = failed = 0
     if jobs:
-        failed += run_jobs(jobs, load_upscaler(model, tile), seed, overwrite)
-    typer.echo(
-        f"{len(jobs) + len(problems) - failed} of {len(jobs) + len(problems)} upscaled into {out}"
-    )
-    raise typer.Exit(1 if failed else 0)
+        upscaler = load_upscaler(
+            model, tile, steps=steps, method=sampler, min_noise=min_noise, fidelity=fidelity
+        )
+        try:
+            done, kept, failed = run_jobs(jobs, upscaler, seed, overwrite)
+        except KeyboardInterrupt:
+            fail("stopped; the results written so far are whole.", code=130)
+    earlier = f", {kept} of them earlier" if kept else ""
+    share = f"process {process_id} of {processes}: " if processes > 1 else ""
+    total = len(jobs) + len(problems)
+    typer.echo(f"{share}{done + kept} of {total} upscaled into {out}{earlier}")
+    raise typer.Exit(1 if failed or problems else 0)
+
+
+@app.command()
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Folder of the results and the report.")],
+    pairs: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="GT LR", help="Folders of true and of low-resolution images."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of low-resolution images without a truth.")
+    ] = None,
+    model: ModelFolder = None,
+    seed: Seed = 0,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    min_noise: MinNoise = None,
+    fidelity: Fidelity = 0.0,
+) -> None:
+    """Restore a folder and measure the results; start it again to go on where it was ended."""
+    if pairs is not None and images is None:
+        gt, lr = pairs
+    elif images is not None and pairs is None:
+        gt, lr = None, images
+    else:
+        fail("give either --pairs GT LR or --images LR.")
+    enable_compilation_cache()
+    from upsr_jax.evaluate import evaluate_folders
+    from upsr_jax.upscaler import BUILT_IN_MODEL
+
+    try:
+        evaluate_folders(
+            model or BUILT_IN_MODEL,
+            lr,
+            gt,
+            out,
+            seed=seed,
+            steps=steps,
+            method=sampler,
+            min_noise=min_noise,
+            fidelity=fidelity,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        fail(str(error))
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="The --out of two or more evaluations.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write compare.md and compare.html to.")
+    ] = Path("comparison"),
+) -> None:
+    """Put evaluations side by side."""
+    from upsr_jax.report import compare
+
+    try:
+        typer.echo(compare(folders, out))
+    except (OSError, ValueError) as error:
+        fail(str(error))
 
 
 @app.command()
@@ -136,33 +214,6 @@ def info(
     typer.echo(f"config     {json.dumps(config.to_dict(), indent=2)}")
 
 
-def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], list[str]]:
-    """List pictures to upscale and problems with the inputs; exit if two would have one result."""
-    from upsr_jax.image_io import READ_SUFFIXES, find_images
-
-    sources, problems = {}, []
-    for given in inputs:
-        if os.path.isdir(given):
-            pairs = [
-                (path, out / path.relative_to(given).with_suffix(suffix))
-                for path in map(Path, find_images(given))
-                if out.resolve() not in path.resolve().parents
-            ]
-            if not pairs:
-                suffixes = ", ".join(READ_SUFFIXES)
-                problems.append(f"{given}: no images in this folder; looked for {suffixes}.")
-        elif os.path.exists(given):  # unlike Path.exists, it never raises
-            pairs = [(given, out / f"{given.stem}{suffix}")]
-        else:
-            pairs = []
-            problems.append(f"{given}: no such file.")
-        for source, target in pairs:
-            other = sources.setdefault(target, source)
-            if other.resolve() != source.resolve():
-                fail(f"{other} and {source} would both become {target}; rename one of them.")
-    return [Job(source, target) for target, source in sources.items()], problems
-
-
 def prepare_folder(out: Path) -> None:
     """Make the output folder and exit if nothing can be written there."""
     try:
@@ -173,13 +224,13 @@ def prepare_folder(out: Path) -> None:
         fail(f"{out}: no folder to write to ({error.strerror}); choose another with --out.")
 
 
-def load_upscaler(model: Path | None, tile: int) -> "Upscaler":
+def load_upscaler(model: Path | None, tile: int, **options: Any) -> "Upscaler":
     """Load a model, and keep compiled programs for the next start; exit if it is not whole."""
     enable_compilation_cache()
     from upsr_jax.upscaler import Upscaler
 
     try:
-        return Upscaler.from_pretrained(model, tile)
+        return Upscaler.from_pretrained(model, tile, **options)
     except (OSError, ValueError) as error:
         fail(str(error))
 
@@ -197,43 +248,6 @@ def enable_compilation_cache() -> None:
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def run_jobs(jobs: list[Job], upscaler: "Upscaler", seed: int, overwrite: bool) -> int:
-    """Upscale pictures one by one, report those that fail and count them."""
-    from upsr_jax.image_io import ImageError
-
-    failed = 0
-    try:
-        for job in tqdm(jobs, unit="image", disable=None):
-            try:
-                run_job(job, upscaler, seed, overwrite)
-            except ImageError as error:
-                tqdm.write(str(error), file=sys.stderr)
-                failed += 1
-            except (FloatingPointError, MemoryError) as error:
-                tqdm.write(f"{job.source}: {error}", file=sys.stderr)
-                failed += 1
-    except KeyboardInterrupt:
-        fail("stopped; the results written so far are whole.", code=130)
-    return failed
-
-
-def run_job(job: Job, upscaler: "Upscaler", seed: int, overwrite: bool) -> None:
-    """Upscale one picture; raise ImageError before the work if its result cannot be written."""
-    from upsr_jax.image_io import ImageError, check_storable, read_image, write_image
-
-    if os.path.exists(job.target):
-        if not overwrite:
-            raise ImageError(
-                f"{job.source}: {job.target} exists already; add --overwrite to replace it."
-            )
-        if job.target.samefile(job.source):
-            raise ImageError(f"{job.source}: its result would replace it; choose another --out.")
-    image = read_image(job.source)
-    height, width, channels = image.shape
-    check_storable(job.target, 4 * height, 4 * width, has_alpha=channels == 4)
-    write_image(job.target, upscaler(image, seed, progress=True), overwrite)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

@@ -9,10 +9,12 @@ from ml_collections import ConfigDict
 
 from upsr_jax.data import degradation
 from upsr_jax.diffusion import Schedule
+from upsr_jax.metrics import HIGHER_IS_BETTER
 from upsr_jax.models.atd import ATD
 from upsr_jax.models.swin_unet import SwinUNet
 from upsr_jax.optimizer import create_optimizer, create_schedule
 from upsr_jax.prior import make_prior
+from upsr_jax.sampler import METHODS
 from upsr_jax.sharding import create_mesh
 
 # Blocks that are the keyword arguments of one function.
@@ -55,17 +57,49 @@ KEYS: dict[str, set[str]] = {
         *("steps", "microbatches", "remat", "ema_decay", "log_every", "checkpoint_every"),
         *("keep_checkpoints", "keep_every", "keep_best", "eval_every"),
     },
-    "eval": {"model", "gt", "lr", "crop_size", "max_images", "pictures", "seed"},
+    "eval": {
+        *("model", "gt", "lr", "source", "crop_size", "max_images", "pictures", "seed"),
+        *("metrics", "per_device_batch", "sides", "fidelity"),
+    },
 }
 
 
 def check_config(config: ConfigDict) -> None:
     """Raise ValueError for a key that nothing reads, one that is missing, or an unknown network."""
     _check_block("", config)
-    if config.network not in ("denoiser", "estimator"):
+    for name, wish, good in (
+        ("network", "'denoiser' or 'estimator'", config.network in ("denoiser", "estimator")),
+        ("dtype", "'float32' or 'bfloat16'", config.dtype in ("float32", "bfloat16", "float64")),
+        ("seed", "a whole number from 0 on", config.seed >= 0),
+        ("sampler.method", f"one of {', '.join(METHODS)}", config.sampler.method in METHODS),
+        ("data.batch_size", "at least 1", config.data.batch_size >= 1),
+        ("data.num_workers", "at least 0", config.data.num_workers >= 0),
+        ("data.num_threads", "at least 0", config.data.num_threads >= 0),
+        ("train.steps", "at least 1", config.train.steps >= 1),
+        ("train.log_every", "at least 1", config.train.log_every >= 1),
+        ("train.checkpoint_every", "at least 1", config.train.checkpoint_every >= 1),
+        ("train.keep_checkpoints", "at least 1", config.train.keep_checkpoints >= 1),
+        ("train.eval_every", "at least 0, which is never", config.train.eval_every >= 0),
+    ):
+        if not good:
+            value = flatten(config.to_dict())[name]
+            raise ValueError(f"config.{name} is {value!r}: it must be {wish}")
+    _check_keep_best(config.train)
+
+
+def _check_keep_best(train: ConfigDict) -> None:
+    if not train.keep_best:
+        return
+    if train.keep_best not in HIGHER_IS_BETTER:
         raise ValueError(
-            f"config.network is {config.network!r}: it names the network to train, 'denoiser' or "
-            "'estimator'"
+            f"config.train.keep_best is {train.keep_best!r}: it must be one of "
+            f"{', '.join(HIGHER_IS_BETTER)}, or empty"
+        )
+    if not train.eval_every or train.eval_every % train.checkpoint_every:
+        raise ValueError(
+            f"config.train.keep_best = {train.keep_best!r} can keep only what is evaluated and "
+            f"saved: set eval_every ({train.eval_every}) to a multiple of checkpoint_every "
+            f"({train.checkpoint_every}), or keep_best to ''"
         )
 
 
@@ -97,7 +131,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Name every value of nested mappings by its path: {"data.crop_size": 256, ...}."""
     flat = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping | ConfigDict):
+        if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

@@ -1,35 +1,43 @@
-"""Evaluate a model on pairs: restore every low-resolution image and measure the result.
+"""Evaluate a model as its paper does: restore images, measure them, and keep what came of it.
 
-Protocol: one run per image, padded by reflection to a multiple of 64 and cropped; noise drawn from
-the seed plus the image's number; metrics on the clipped, unrounded result (`describe_protocol`).
+What a number depends on stands in `eval_protocol`. An image's result follows from its pixels,
+its name, the seed and the batch of a device, never from the other images or the devices.
 """
 
-import itertools
-import json
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from upsr_jax import eval_folder
+from upsr_jax.batching import map_ahead, share
+from upsr_jax.checkpoint import load_model
 from upsr_jax.config import check_config
-from upsr_jax.data.degradation import degrade, to_bytes, to_unit
-from upsr_jax.data.sources import Pair, eval_pairs, list_images, read_image
-from upsr_jax.inference import SIZE_MULTIPLE, Restoration, make_super_resolve, padded_side
-from upsr_jax.metrics.psnr_ssim import psnr_y, ssim_y
-from upsr_jax.models.lpips import LPIPS
-from upsr_jax.networks import apply
-from upsr_jax.pretrained import load_lpips_vgg, load_networks
+from upsr_jax.data.degradation import to_bytes, to_unit
+from upsr_jax.data.test_sets import Broken, Example, list_entries, make_read_fn, read_or_reason
+from upsr_jax.eval_protocol import describe_protocol
+from upsr_jax.eval_step import Measured, check_eval, host_metrics, make_evaluate_fn
+from upsr_jax.inference import with_options
+from upsr_jax.metrics import HIGHER_IS_BETTER, WITHOUT_REFERENCE
+from upsr_jax.metrics.intervals import bootstrap
+from upsr_jax.pretrained import load_networks, load_pristine_model, take_networks
+from upsr_jax.programs import local_mesh, localize, put_whole
+from upsr_jax.report import write_report
 from upsr_jax.run_checkpoints import read_checkpoint
-from upsr_jax.sharding import create_mesh, put, replicated
-from upsr_jax.tiling import noise_window, pad_reflect
+from upsr_jax.sharding import replicated
+from upsr_jax.timing import Timing
 
-METRICS = ("psnr_y", "ssim_y", "lpips_vgg")
+THREADS = 4  # that read ahead, and as many that write
 
 
 class Report(NamedTuple):
@@ -43,119 +51,288 @@ class Report(NamedTuple):
     picture: np.ndarray
 
 
-class NamedPair(NamedTuple):
-    """A pair and the name of its image, its path within the folder."""
-
-    name: str
-    pair: Pair
-
-
-def load_pairs(config: ConfigDict) -> list[NamedPair]:
-    """Load the pairs of config.eval: two folders, or one whose images are degraded here.
-
-    Without `lr`, the ground truth is the centre square of each image, at most `crop_size` wide,
-    and the degradation the same each time.
-    """
-    gt, limit = config.eval.gt, config.eval.max_images
-    if config.eval.lr:
-        found = itertools.islice(eval_pairs(gt, config.eval.lr), limit)
-        return [NamedPair(name, Pair(hr, lr)) for name, hr, lr in found]
-    settings = config.degradation.to_dict()
-    use_sharp = settings.pop("use_sharp")
-    if use_sharp:
-        raise ValueError("evaluation compares with unsharpened images: set use_sharp to False")
-    pairs = []
-    for i, file in enumerate(list_images(gt)[:limit]):
-        hr = centre_crop(read_image(file), config.eval.crop_size)
-        rng = np.random.default_rng((config.eval.seed, i))
-        lr = to_bytes(degrade(rng, to_unit(hr), **settings))
-        pairs.append(NamedPair(Path(file).relative_to(gt).as_posix(), Pair(hr, lr)))
-    return pairs
-
-
-def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Cut the centre square of at most `size` pixels, its side a multiple of 4."""
-    side = min(size, *image.shape[:2]) // 4 * 4
-    top, left = ((length - side) // 2 for length in image.shape[:2])
-    return image[top : top + side, left : left + side]
-
-
 class Evaluator:
-    """Evaluate params on the pairs of config.eval; keeps pairs and compiled programs.
+    """Evaluate params during training; keeps images and compiled programs.
 
-    Every process computes all of it. The params may lie split over `mesh`.
+    Every process restores its share and receives all numbers. The params may lie split over `mesh`.
     """
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
-        if min(config.eval.max_images, config.eval.pictures) < 1:
-            raise ValueError("config.eval.max_images and config.eval.pictures must be at least 1")
+        check_eval(config.eval)
         self.config = config
-        self.pairs = load_pairs(config)
-        self.lpips = jax.device_put(load_lpips_vgg())
-        super_resolve = make_super_resolve(config)
+        self.entries = list_entries(config.eval)
+        self.metrics = measurable(config.eval)
+        if config.train.keep_best not in ("", *self.metrics):
+            raise ValueError(
+                f"config.train.keep_best is {config.train.keep_best!r}, but config.eval measures "
+                f"{', '.join(self.metrics)}"
+            )
+        read_fn = make_read_fn(config)
+        own = share(self.entries, jax.process_index(), jax.process_count())
+        self.examples = [read_fn(entry) for entry in own]
+        self.local = local_mesh()
+        self.evaluate_fn = make_evaluate_fn(config, self.metrics, self.local, Timing())
+        self.gather = jax.jit(lambda params: params, out_shardings=replicated(mesh))
+        self.pristine = load_pristine_model()
 
-        def gather_and_super_resolve(params, lr, noise):
-            params = jax.lax.with_sharding_constraint(params, replicated(mesh))
-            return super_resolve(params, lr, noise)
-
-        self.super_resolve = jax.jit(gather_and_super_resolve, out_shardings=replicated(mesh))
-        self.measure = jax.jit(measure)
-
-    def __call__(self, params: Mapping[str, Any], show_progress: bool = False) -> Report:
-        """Restore and measure every pair."""
-        rows, strips = {}, []
-        for i, (name, pair) in enumerate(tqdm(self.pairs, unit="image", disable=not show_progress)):
-            lr = to_unit(pair.lr)[None]
-            restored = self.restore(params, lr, i)
-            hr = to_unit(pair.hr)[None]
-            bicubic = np.clip((restored.bicubic + 1) / 2, 0, 1)
-            values = self.measure(self.lpips, (restored.image + 1) / 2, hr)
-            of_bicubic = self.measure(self.lpips, bicubic, hr)
-            rows[name] = {key: float(value[0]) for key, value in values.items()}
-            rows[name] |= {f"bicubic_{key}": float(value[0]) for key, value in of_bicubic.items()}
-            if i < self.config.eval.pictures:
-                strips.append(picture_strip(lr[0], restored, hr[0]))
-        means = {key: float(np.mean([row[key] for row in rows.values()])) for key in rows[name]}
-        return Report(means, rows, stack_strips(strips))
-
-    def restore(self, params: Mapping[str, Any], lr: np.ndarray, number: int) -> Restoration:
-        """Restore one unit image [1, h, w, 3], padded to a multiple of 64 and cropped."""
-        height, width = lr.shape[1:3]
-        padded = padded_side(height), padded_side(width)
-        noise = noise_window(self.config.eval.seed + number, 0, 0, 4 * padded[0], 4 * padded[1])
-        image = pad_reflect(lr[0], *padded)[None]
-        restored = self.super_resolve(params, 2 * image - 1, noise[None])
-        return Restoration(*(np.asarray(x)[:, : 4 * height, : 4 * width] for x in restored))
+    def __call__(self, params: Mapping[str, Any]) -> Report:
+        """Restore and measure every image."""
+        keys = columns(self.metrics)
+        values = np.zeros((len(self.entries), len(keys)), np.float32)
+        numbers = {entry.name: i for i, entry in enumerate(self.entries)}
+        strips = {}
+        for item in self.evaluate_fn(localize(self.gather(params), self.local), self.examples):
+            number = numbers[item.example.name]
+            row = item.values | host_metrics(self.metrics, item.restored, self.pristine)
+            values[number] = [row[key] for key in keys]
+            if number < self.config.eval.pictures:
+                strips[number] = picture_strip(item)
+        values = multihost_utils.process_allgather(values[None], tiled=True).sum(axis=0)
+        rows = {
+            name: dict(zip(keys, map(float, row), strict=True))
+            for name, row in zip(numbers, values, strict=True)
+        }
+        means = dict(zip(keys, map(float, values.mean(axis=0, dtype=np.float64)), strict=True))
+        return Report(means, rows, stack_strips([strips[number] for number in sorted(strips)]))
 
 
-def measure(lpips_params: Any, image: jax.Array, hr: jax.Array) -> dict[str, jax.Array]:
-    """Measure unit images [b, h, w, 3] against the ground truth; one number each [b]."""
-    lpips = apply(LPIPS(), lpips_params, 2 * image - 1, 2 * hr - 1)
-    return dict(zip(METRICS, (psnr_y(image, hr), ssim_y(image, hr), lpips), strict=True))
+def measurable(settings: ConfigDict) -> list[str]:
+    """List the metrics of config.eval that can be had: without ground truth, few.
+
+    Raises ValueError if none is left.
+    """
+    wanted = [name for name in HIGHER_IS_BETTER if name in settings.metrics]
+    metrics = [name for name in wanted if settings.gt or name in WITHOUT_REFERENCE]
+    if not metrics:
+        raise ValueError(
+            f"{', '.join(wanted)} can't be measured without a ground truth: give one, or choose "
+            f"of {', '.join(WITHOUT_REFERENCE)}"
+        )
+    return metrics
 
 
-def picture_strip(lr: np.ndarray, restored: Restoration, hr: np.ndarray) -> np.ndarray:
+def columns(metrics: Sequence[str]) -> list[str]:
+    """Name all numbers of an image: the metrics and, where they need a ground truth, bicubic's."""
+    with_reference = [name for name in metrics if name not in WITHOUT_REFERENCE]
+    return [*metrics, *(f"bicubic_{name}" for name in with_reference)]
+
+
+def picture_strip(item: Measured) -> np.ndarray:
     """Put LR, bicubic, estimate, noise weight, result and ground truth side by side, 8 bits."""
-    signed = [restored.bicubic, restored.estimate]
+    example, restored = item.example, item.restored
     panels = [
-        lr.repeat(4, axis=0).repeat(4, axis=1),
-        *((x[0] + 1) / 2 for x in signed),
-        restored.noise_weight[0],
-        (restored.image[0] + 1) / 2,
-        hr,
+        to_unit(example.lr).repeat(4, axis=0).repeat(4, axis=1),
+        *((x + 1) / 2 for x in (restored.bicubic, restored.estimate)),
+        restored.noise_weight,
+        (restored.image + 1) / 2,
     ]
-    return np.concatenate([to_bytes(panel) for panel in panels], axis=1)
+    truth = [] if example.hr is None else [example.hr]
+    return np.concatenate([*(to_bytes(panel) for panel in panels), *truth], axis=1)
 
 
 def stack_strips(strips: list[np.ndarray]) -> np.ndarray:
     """Stack strips below each other, narrower ones filled with white."""
-    width = max(strip.shape[1] for strip in strips)
+    width = max((strip.shape[1] for strip in strips), default=1)
     white = (255, 255, 255)
     filled = [
         cv2.copyMakeBorder(s, 0, 0, 0, width - s.shape[1], cv2.BORDER_CONSTANT, value=white)
         for s in strips
     ]
-    return np.concatenate(filled)
+    return np.concatenate(filled or [np.full((1, width, 3), 255, np.uint8)])
+
+
+def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Evaluate config.eval.model, or the last checkpoint in `workdir`, into `workdir/evaluation`.
+
+    See `evaluate_set` for what it gets.
+    """
+    check_config(config)
+    workdir = Path(workdir)
+    return evaluate_set(config, load_params(config, workdir), workdir / "evaluation")
+
+
+def evaluate_folders(
+    model: str | Path,
+    lr: str | Path,
+    gt: str | Path | None,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    method: str | None = None,
+    min_noise: float | None = None,
+    fidelity: float = 0.0,
+    metrics: Sequence[str] = tuple(HIGHER_IS_BETTER),
+    per_device_batch: int = 1,
+    sides: Sequence[int] = (64, 128, 192, 256, 384, 512),
+) -> dict[str, Any]:
+    """Evaluate a model folder on any images, with or without ground truth, as `evaluate_set` does.
+
+    `steps`, `method` and `min_noise` are those of `inference.with_options`, the others config.eval.
+    """
+    config, params = load_model(model)
+    config = with_options(config, steps, method, min_noise)
+    config.eval = dict(
+        model=str(model),
+        gt=str(gt or ""),
+        lr=str(lr),
+        source="give another folder",
+        crop_size=256,
+        max_images=10**9,
+        pictures=1,
+        seed=seed,
+        metrics=tuple(metrics),
+        per_device_batch=per_device_batch,
+        sides=tuple(sides),
+        fidelity=fidelity,
+    )
+    config.degradation = dict(use_sharp=False)  # unused: both folders hold what they should
+    parts = ["estimator", config.network]
+    missing = [part for part in parts if part not in params]
+    if missing:
+        raise ValueError(f"{model} holds no {missing[0]}, only {', '.join(params)}")
+    return evaluate_set(config, {part: params[part] for part in parts}, Path(out))
+
+
+def evaluate_set(config: ConfigDict, params: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Restore and measure the images of config.eval; write and return `out/results.json`.
+
+    `out` also gets the images, their noise weights and rows.jsonl as they are done, and the report
+    at the end; the same call does only what is missing. Processes share the images and the folder.
+    A broken image is reported, listed as such, and part of no mean. Protocol and means are printed.
+
+    Raises:
+      OSError: something can't be written.
+      ValueError: the folder was begun with other options, or the config asks for what can't be.
+    """
+    check_eval(config.eval)
+    entries, metrics = list_entries(config.eval), measurable(config.eval)
+    protocol = describe_protocol(config, params, metrics)
+    eval_folder.begin(out, protocol)
+    rows = eval_folder.read_rows(out)
+    own = share(entries, jax.process_index(), jax.process_count())
+    missing = [entry for entry in own if not eval_folder.is_done(out, entry.name, rows)]
+    timing = Timing()
+    if missing:
+        run(config, params, metrics, missing, out, timing)
+    timings = timing.summary(len(missing))
+    rows = eval_folder.wait_for_rows(out, [entry.name for entry in entries])
+    results = summarize(protocol, metrics, rows)
+    devices = {"processes": jax.process_count(), "devices": jax.device_count()}
+    results["timing"] = timings | devices
+    if jax.process_index() == 0:
+        eval_folder.write_json(out / eval_folder.RESULTS, results)
+        write_report(out)
+        print(*(f"{key}: {value}" for key, value in results["protocol"].items()), sep="\n")
+        print(f"\n{means_table(results)}")
+    return results
+
+
+def run(
+    config: ConfigDict,
+    params: Mapping[str, Any],
+    metrics: Sequence[str],
+    entries: Sequence[Any],
+    out: Path,
+    timing: Timing,
+) -> None:
+    """Do the images of this process, on all its devices, and write files and rows in threads."""
+    with timing.spent("setup"):
+        mesh = local_mesh()
+        evaluate_fn = make_evaluate_fn(config, metrics, mesh, timing)
+        params = put_whole(params, mesh)
+        pristine = load_pristine_model()
+    files = {entry.name: {"lr": entry.lr, "gt": entry.gt} for entry in entries}
+    rows = eval_folder.Rows(out)
+    progress = tqdm(total=len(entries), unit="image", disable=jax.process_index() != 0)
+
+    def report_broken(broken: Broken) -> None:
+        progress.write(f"{broken.name} is broken: {broken.reason}")
+        rows.append({"name": broken.name, "broken": broken.reason})
+
+    def readable(images: Iterable[Example | Broken]) -> Iterator[Example]:
+        for image in images:
+            if isinstance(image, Broken):
+                report_broken(image)
+                progress.update()
+            else:
+                yield image
+
+    def finish(item: Measured) -> None:
+        name = item.example.name
+        if not np.isfinite(item.restored.image).all():
+            return report_broken(Broken(name, "the model gave NaN or infinity"))
+        eval_folder.save_images(out, name, item.restored)
+        values = item.values | host_metrics(metrics, item.restored, pristine)
+        numbers = {key: finite(values[key]) for key in columns(metrics)}
+        rows.append({"name": name, **numbers, **files[name]})
+
+    read = partial(read_or_reason, make_read_fn(config))
+    writing: deque[Future] = deque()
+    with progress, ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for item in evaluate_fn(params, readable(map_ahead(read, entries, THREADS))):
+                writing.append(pool.submit(finish, item))
+                if len(writing) > 2 * THREADS:
+                    wait(writing, progress, timing)
+            while writing:
+                wait(writing, progress, timing)
+        finally:
+            pool.shutdown()
+            rows.close()
+
+
+def wait(writing: deque[Future], progress: tqdm, timing: Timing) -> None:
+    """Wait for the image that was handed in first."""
+    with timing.spent("write"):
+        writing.popleft().result()
+    progress.update()
+
+
+def finite(value: float) -> float | None:
+    """Return None for what is not a number, which JSON has no sign for."""
+    return value if np.isfinite(value) else None
+
+
+def summarize(
+    protocol: Mapping[str, Any], metrics: Sequence[str], rows: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Put together protocol, means with their intervals, and images.
+
+    A mean is over the images that the metric could be measured for, as many as `images` says; a
+    metric that could be measured for none is left out.
+    """
+    broken = {name: row["broken"] for name, row in rows.items() if "broken" in row}
+    images = {
+        name: {key: value for key, value in row.items() if key != "name"}
+        for name, row in rows.items()
+        if name not in broken
+    }
+    means = {}
+    for key in columns(metrics):
+        values = [row[key] for row in images.values() if row[key] is not None]
+        if values:
+            means[key] = {**bootstrap(np.array(values))._asdict(), "images": len(values)}
+    return {
+        "protocol": {**protocol, "images": len(images), "broken images": len(broken)},
+        "metrics": [name for name in metrics if name in means],
+        "means": means,
+        "images": images,
+        "broken": broken,
+    }
+
+
+def means_table(results: Mapping[str, Any]) -> str:
+    """Lay out the means and their intervals in lines of text."""
+    lines = [f"{'':14}{'bicubic':>10}{'this model':>14}   95% interval"]
+    for name in results["metrics"]:
+        mean = results["means"][name]
+        bicubic = results["means"].get(f"bicubic_{name}")
+        beside = f"{bicubic['mean']:.4f}" if bicubic else "-"
+        ends = f"{mean['low']:.4f} .. {mean['high']:.4f}"
+        lines.append(f"{name:14}{beside:>10}{mean['mean']:>14.4f}   {ends}")
+    lines += [f"broken: {name}: {reason}" for name, reason in results["broken"].items()]
+    return "\n".join(lines)
 
 
 def load_params(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -163,55 +340,8 @@ def load_params(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     Raises ValueError if networks are missing or others than the config's.
     """
-    if not config.eval.model:
-        return read_checkpoint(workdir).model
-    return load_networks(config.eval.model, config, ["estimator", config.network])
-
-
-def describe_protocol(config: ConfigDict, images: int) -> dict[str, Any]:
-    """List everything a number depends on beside the weights."""
-    return {
-        "model": config.eval.model or "the workdir's",
-        "ground truth": config.eval.gt,
-        "low resolution": config.eval.lr or f"degraded here, seed {config.eval.seed}",
-        "images": images,
-        "sampler": "none, the estimate itself"
-        if config.network == "estimator"
-        else config.sampler.method
-        if config.sampler.method == "one_step"
-        else f"{config.sampler.method}, {config.sampler.steps} steps",
-        "noise weight": f"un {config.prior.un}, min_noise {config.prior.min_noise}",
-        "seed": config.eval.seed,
-        "arithmetic": f"{config.dtype} on {jax.devices()[0].device_kind}",
-        "tiling": f"none; padded by reflection to multiples of {SIZE_MULTIPLE}",
-        "colours": "PSNR and SSIM on Y of BT.601 YCbCr (16..235), no border crop",
-        "rounding": "metrics on the clipped float result, not rounded to 8 bits",
-        "LPIPS": "VGG-16, version 0.1",
-    }
-
-
-def evaluate(config: ConfigDict, workdir: str | Path) -> Report:
-    """Evaluate a trained model, print the means and write `workdir/evaluation/`.
-
-    The folder gets results.json (protocol, means, every image) and a picture.
-    """
-    check_config(config)
-    workdir = Path(workdir)
-    mesh = create_mesh(**config.mesh)
-    params = load_params(config, workdir)
-    params = put(params, jax.tree.map(lambda _: replicated(mesh), params))
-    report = Evaluator(config, mesh)(params, show_progress=jax.process_index() == 0)
-    if jax.process_index() != 0:
-        return report
-    folder = workdir / "evaluation"
-    folder.mkdir(parents=True, exist_ok=True)
-    protocol = describe_protocol(config, len(report.rows))
-    results = {"protocol": protocol, "means": report.means, "images": report.rows}
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    cv2.imwrite(str(folder / "pictures.png"), report.picture[..., ::-1])
-    print(*(f"{key}: {value}" for key, value in protocol.items()), sep="\n")
-    print(f"\n{'':10}{'PSNR-Y':>10}{'SSIM-Y':>10}{'LPIPS-VGG':>12}")
-    for label, prefix in (("bicubic", "bicubic_"), ("this model", "")):
-        psnr, ssim, lpips = (report.means[prefix + metric] for metric in METRICS)
-        print(f"{label:10}{psnr:>10.3f}{ssim:>10.4f}{lpips:>12.4f}")
-    return report
+    parts = ["estimator", config.network]
+    if config.eval.model:
+        return load_networks(config.eval.model, config, parts)
+    last = read_checkpoint(workdir)
+    return take_networks(workdir, last.config, last.model, config, parts)

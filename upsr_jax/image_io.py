@@ -1,7 +1,8 @@
 """Read photos as 8-bit sRGB arrays, and write results whole or not at all.
 
 16-bit files are scaled down and other colour spaces converted, so that no picture changes its look
-on the way; metadata (EXIF, ICC) is not carried over. Errors are ImageError, one sentence each.
+on the way; metadata (EXIF, ICC) is not carried over. Results may hold a note of how they were made.
+Errors are ImageError, one sentence each.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ MAX_PIXELS = 2**26  # the result has 16 times as many, 3 GiB of them
 
 # TIFF tags. Of 16-bit grey, Pillow decodes rightly what uses all 16 bits and means black by 0.
 BITS_PER_SAMPLE, PHOTOMETRIC, ZERO_IS_BLACK = 258, 262, 1
+SOFTWARE = 305  # EXIF tag: the program that made an image, and here with what
 
 
 class Encoder(NamedTuple):
@@ -100,12 +102,13 @@ def check_storable(path: Path, height: int, width: int, has_alpha: bool) -> None
 
 
 def write_image(
-    path: str | Path, image: UInt8[np.ndarray, "h w c"], overwrite: bool = False
+    path: str | Path, image: UInt8[np.ndarray, "h w c"], overwrite: bool = False, note: str = ""
 ) -> None:
     """Write RGB or RGBA under a temporary name beside `path`, then give it its name at once.
 
-    Folders are made as needed. A kill leaves at most a hidden `.upsr-*.part`. Raises ImageError if
-    `path` exists (unless `overwrite`) or cannot be written.
+    `note` goes into the file's EXIF data, where `read_note` finds it. Folders are made as needed.
+    A kill leaves at most a hidden `.upsr-*.part`. Raises ImageError if `path` exists (unless
+    `overwrite`) or cannot be written.
     """
     path = Path(path)
     check_storable(path, *image.shape[:2], has_alpha=image.shape[2] == 4)
@@ -114,7 +117,8 @@ def write_image(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "xb") as file:
-            Image.fromarray(image).save(file, encoder.format, **encoder.options)
+            exif = _exif(note)
+            Image.fromarray(image).save(file, encoder.format, exif=exif, **encoder.options)
             file.flush()
             os.fsync(file.fileno())
         _publish(part, path, overwrite)
@@ -123,6 +127,15 @@ def write_image(
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def read_note(path: str | Path) -> str | None:
+    """Read the note that an image was written with, from its header; None if there is none."""
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(SOFTWARE)
+    except Exception:  # decoders raise anything on damaged files
+        return None
 
 
 def _decode(path: Path) -> Image.Image:
@@ -186,6 +199,12 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         # Damaged, or meant for other channels: viewers show such a picture as sRGB too.
         return image.convert(mode)
     return transform.apply(image)
+
+
+def _exif(note: str) -> bytes:
+    exif = Image.Exif()
+    exif[SOFTWARE] = note
+    return exif.tobytes() if note else b""
 
 
 def _publish(part: Path, path: Path, overwrite: bool) -> None:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,23 @@ def load_networks(folder: str | Path, config: ConfigDict, parts: Sequence[str]) 
     Raises FileNotFoundError or ValueError if the folder is not whole, or if a network is missing
     or another one than the config's.
     """
-    stored, params = load_model(folder)
+    return take_networks(folder, *load_model(folder), config, parts)
+
+
+def take_networks(
+    name: str | Path,
+    stored: ConfigDict,
+    params: Mapping[str, Any],
+    config: ConfigDict,
+    parts: Sequence[str],
+) -> dict[str, Any]:
+    """Take `parts` of the params stored under `name`, if they are the networks of the config.
+
+    Raises ValueError otherwise.
+    """
     for part in parts:
         if part not in params:
-            raise ValueError(f"{folder} holds no {part}, only {', '.join(params)}")
+            raise ValueError(f"{name} holds no {part}, only {', '.join(params)}")
         block = CONFIG_BLOCKS[part]
         # As dicts: a locked ConfigDict, as main's is, never equals an unlocked one.
         found, wanted = stored[block].to_dict(), config[block].to_dict()
@@ -73,7 +86,7 @@ def load_networks(folder: str | Path, config: ConfigDict, parts: Sequence[str]) 
                 if found.get(key) != wanted.get(key)
             ]
             raise ValueError(
-                f"the {part} of {folder} is another network than config.{block}: "
+                f"the {part} of {name} is another network than config.{block}: "
                 + ", ".join(differences)
             )
     return {part: params[part] for part in parts}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int32
 
 from upsr_jax.diffusion import Schedule, ancestral_step, ddim_step, prior_sample, scale_input
@@ -32,7 +33,7 @@ def sample(
       method: "ddim" (the released sampler) draws no further noise; "ancestral" draws some at every
         step; "one_step" returns the first prediction (arXiv 2503.18512, App. A and D).
       step_noise_fn: for "ancestral" only, standard normal noise for step t = T-1..0 of the
-        schedule, for instance `lambda t: random.normal(random.fold_in(key, t), noise.shape)`.
+        schedule, for instance `lambda t: draw_again(noise, t)`.
 
     Raises ValueError for an unknown method, or if `step_noise_fn` and the method do not match.
     """
@@ -65,3 +66,22 @@ def sample(
     else:
         x_0, _ = jax.lax.scan(step, x_t, steps, reverse=True)
     return jnp.clip(x_0, -1, 1)
+
+
+def draw_again(
+    noise: Float[Array | np.ndarray, "b H W c"], t: Int32[Array, ""] | int
+) -> Float[Array, "b H W c"]:
+    """Draw the standard normal noise of step t out of other such noise, pixel by pixel.
+
+    The numbers of a pixel are the key of its own random stream. So tiles cut from one field of
+    noise see one field at every step, wherever they run, and no further field is passed around.
+    """
+
+    def draw_pixel(pixel: Array) -> Array:
+        first, second, *others = jax.lax.bitcast_convert_type(pixel.astype(jnp.float32), jnp.uint32)
+        key = jax.random.wrap_key_data(jnp.stack([first, second]), impl="threefry2x32")
+        for data in (*others, t):
+            key = jax.random.fold_in(key, data)
+        return jax.random.normal(key, pixel.shape, pixel.dtype)
+
+    return jnp.vectorize(draw_pixel, signature="(c)->(c)")(noise)

@@ -1,26 +1,36 @@
 """Upscale a photo of any size behind one call: weights, tiles and sampling.
 
 All tiles of a picture have one shape, smaller than the chosen tile only where the picture is, and
-then a multiple of 64. So few shapes are ever compiled: with tiles of 256 at most 16, and 7 more for
-batches of tiles. Memory on the device depends on the tile and the batch, not on the picture.
+then a multiple of 64. So few shapes are ever compiled, with tiles of 256 at most 16. Memory on the
+device depends on the tile and the batch, not on the picture.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import cv2
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from upsr_jax.checkpoint import load_model
+from upsr_jax.checkpoint import CHECKSUMS, file_sha256, load_model
 from upsr_jax.image_io import to_pixels
-from upsr_jax.inference import SIZE_MULTIPLE, Restoration, make_super_resolve, padded_side
+from upsr_jax.inference import (
+    SIZE_MULTIPLE,
+    Restoration,
+    make_super_resolve,
+    padded_side,
+    with_options,
+)
+from upsr_jax.tile_batcher import TileBatcher
 from upsr_jax.tiling import blend_bands, noise_window, pad_reflect, tile_grid
 
 BUILT_IN_MODEL = Path(__file__).parent / "assets" / "lite_x4"
@@ -30,37 +40,66 @@ OVERLAP = 32  # low-resolution pixels
 
 @dataclasses.dataclass(frozen=True)
 class Upscaler:
-    """Upscale images x4 with one model.
+    """Upscale images x4 with one model; threads that call it share its batches of tiles.
 
     `super_resolve(params, lr, noise)` is what `inference.make_super_resolve` makes, jitted. Images
-    up to `tile` pixels a side (a multiple of 64) run whole; larger ones in tiles, `batch` at once.
+    up to `tile` pixels a side (a multiple of 64) run whole, larger ones in tiles. It always takes
+    `batch` tiles of one shape, from several images or repeated where there are fewer. `recipe`
+    names what, beside image, seed and tile, decides the result.
     """
 
     super_resolve: Callable[..., Restoration]
     params: Any
     tile: int = 256
     batch: int = 1
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    _batcher: TileBatcher = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.tile <= 0 or self.tile % SIZE_MULTIPLE:
             raise ValueError(f"tile is {self.tile}, but must be a multiple of {SIZE_MULTIPLE}.")
+        object.__setattr__(self, "_batcher", TileBatcher(self._restore, self.batch))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path | None = None, tile: int = 256) -> "Upscaler":
-        """Load a model folder, by default the built-in model.
+    def from_pretrained(
+        cls,
+        folder: str | Path | None = None,
+        tile: int = 256,
+        *,
+        steps: int | None = None,
+        method: str | None = None,
+        min_noise: float | None = None,
+        fidelity: float = 0.0,
+    ) -> "Upscaler":
+        """Load a model folder, by default the built-in model, to run on all local devices.
 
-        Raises FileNotFoundError or ValueError if it is no whole model folder.
+        The other options are those of `inference.with_options` and `make_super_resolve`. Raises
+        FileNotFoundError or ValueError if it is no whole model folder or can't sample so.
         """
-        folder = folder or BUILT_IN_MODEL
+        folder = Path(folder or BUILT_IN_MODEL)
         config, params = load_model(folder)
         if "estimator" not in params or config.network not in params:
             missing = "denoiser" if "estimator" in params else "estimator"
             raise ValueError(
                 f"{folder} holds no {missing}; convert denoiser and estimator to one folder."
             )
+        config = with_options(config, steps, method, min_noise)
+        mesh = Mesh(np.asarray(jax.local_devices()), ("tiles",))
         # One tile keeps a CPU busy; an accelerator gains from several.
-        batch = 1 if jax.default_backend() == "cpu" else 4
-        return cls(jax.jit(make_super_resolve(config)), jax.device_put(params), tile, batch)
+        tiles_per_device = 1 if jax.default_backend() == "cpu" else 4
+        recipe = {
+            "model": file_sha256(folder / CHECKSUMS),
+            "sampler": config.sampler.to_dict(),
+            "prior": config.prior.to_dict(),
+            "fidelity": fidelity,
+        }
+        return cls(
+            split_tiles(make_super_resolve(config, fidelity), mesh),
+            jax.device_put(params, NamedSharding(mesh, PartitionSpec())),
+            tile,
+            mesh.size * tiles_per_device,
+            recipe,
+        )
 
     def __call__(
         self, image: np.ndarray | Image.Image, seed: int = 0, progress: bool = False
@@ -77,6 +116,10 @@ class Upscaler:
         rgb = self._upscale_rgb(_spread_colours(pixels), seed, progress)
         alpha = cv2.resize(pixels[..., 3], None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
         return np.dstack([rgb, alpha])
+
+    def stop(self) -> None:
+        """End the calls of other threads with CancelledError; this upscaler is of no more use."""
+        self._batcher.stop()
 
     def _upscale_rgb(self, rgb: np.ndarray, seed: int, progress: bool) -> np.ndarray:
         height, width = rgb.shape[:2]
@@ -111,29 +154,27 @@ class Upscaler:
         self, image: np.ndarray, corners: list[tuple[int, int]], shape: tuple[int, int], seed: int
     ) -> Iterator[Float[np.ndarray, "H W 3"]]:
         """Yield the signed result of the tile at each corner, in order."""
-        batch = 1 if len(corners) == 1 else self.batch
         height, width = shape
-        for first in range(0, len(corners), batch):
-            chunk = corners[first : first + batch]
-            full = chunk + chunk[-1:] * (batch - len(chunk))  # so that no other shape is compiled
-            lr = np.stack([image[top : top + height, left : left + width] for top, left in full])
-            noise = np.stack(
-                [
-                    noise_window(seed, *(SCALE * n for n in (top, left, height, width)))
-                    for top, left in full
-                ]
-            )
-            results = self._restore(lr.astype(np.float32) / 127.5 - 1, noise)
-            for (top, left), result in zip(chunk, results, strict=False):
-                if not np.isfinite(result).all():
-                    raise FloatingPointError(
-                        f"the model gave NaN or infinity in the tile at row {top}, column {left}; "
-                        "its weights may be damaged."
-                    )
-                yield result
+
+        def submit(top: int, left: int) -> Future:
+            noise = noise_window(seed, *(SCALE * n for n in (top, left, height, width)))
+            return self._batcher.submit(image[top : top + height, left : left + width], noise)
+
+        waiting = deque(itertools.starmap(submit, corners[: self.batch]))
+        others = itertools.starmap(submit, corners[self.batch :])
+        for top, left in corners:
+            result = self._batcher.wait(waiting.popleft())
+            waiting.extend(itertools.islice(others, 1))
+            if not np.isfinite(result).all():
+                raise FloatingPointError(
+                    f"the model gave NaN or infinity in the tile at row {top}, column {left}; "
+                    "its weights may be damaged."
+                )
+            yield result
 
     def _restore(self, lr: np.ndarray, noise: np.ndarray) -> np.ndarray:
         try:
+            lr = lr.astype(np.float32) / 127.5 - 1
             return np.asarray(self.super_resolve(self.params, lr, noise).image)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -143,6 +184,25 @@ class Upscaler:
                 f"{batch} tiles of {width}x{height} do not fit into the device's memory; "
                 "use smaller tiles."
             ) from error
+
+
+def split_tiles(
+    super_resolve: Callable[..., Restoration], mesh: Mesh
+) -> Callable[..., Restoration]:
+    """Jit a function of (params, lr, noise) for batches that are split evenly over devices.
+
+    Each device runs the same program on its own tiles and none talks to another, so that results
+    don't depend on how many there are.
+    """
+    whole, split = PartitionSpec(), PartitionSpec(*mesh.axis_names)
+    on_each_device = jax.shard_map(
+        super_resolve, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False
+    )
+    return jax.jit(
+        on_each_device,
+        in_shardings=[NamedSharding(mesh, spec) for spec in (whole, split, split)],
+        out_shardings=NamedSharding(mesh, split),
+    )
 
 
 def _as_pixels(image: np.ndarray | Image.Image) -> UInt8[np.ndarray, "h w c"]:

@@ -175,7 +175,7 @@ def list_pairs(hr_folder: str, lr_folder: str) -> list[PairFiles]:
 
     Raises ValueError where an image has no partner or two of them.
     """
-    hr, lr = _by_stem(hr_folder), _by_stem(lr_folder)
+    hr, lr = by_stem(hr_folder), by_stem(lr_folder)
     unmatched = sorted(hr.keys() ^ lr.keys())
     if unmatched:
         raise ValueError(
@@ -185,14 +185,18 @@ def list_pairs(hr_folder: str, lr_folder: str) -> list[PairFiles]:
     return [PairFiles(hr[stem], lr[stem]) for stem in sorted(hr)]
 
 
-def _by_stem(folder: str) -> dict[str, str]:
+def by_stem(folder: str) -> dict[str, str]:
+    """List the images of a folder by their paths inside, suffix aside, sorted.
+
+    Raises FileNotFoundError where there is none, ValueError where two share a name.
+    """
     images: dict[str, str] = {}
     for image in list_images(folder):
         stem = Path(image).relative_to(folder).with_suffix("").as_posix()
         if stem in images:
             raise ValueError(f"'{images[stem]}' and '{image}' share a name: remove one of them.")
         images[stem] = image
-    return images
+    return dict(sorted(images.items()))
 
 
 def read_image(file: str) -> Photo:

@@ -1,0 +1,91 @@
+"""Images to evaluate on are found by name, read, or made from ground truths, the same each time."""
+
+import cv2
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from photos import draw_photo, write_photos
+
+from configs import tiny
+from upsr_jax.data.test_sets import (
+    Broken,
+    centre_crop,
+    image_seed,
+    list_entries,
+    make_read_fn,
+    read_or_reason,
+)
+
+
+def config_of(**settings) -> ConfigDict:
+    config = tiny.get_config()
+    config.eval.update(**{key: str(value) for key, value in settings.items()})
+    return config
+
+
+def test_centre_crop():
+    image = np.arange(11 * 16 * 3, dtype=np.uint8).reshape(11, 16, 3)
+    np.testing.assert_array_equal(centre_crop(image, 4), image[3:7, 6:10])
+    np.testing.assert_array_equal(centre_crop(image, 256), image[1:9, 4:12])
+
+
+def test_degraded_images_depend_on_seed_and_name_alone(tmp_path):
+    photos = write_photos(tmp_path / "photos", 3)
+    config = config_of(gt=photos, lr="")
+    config.eval.crop_size = 64
+    entries = list_entries(config.eval)
+    examples = [make_read_fn(config)(entry) for entry in entries]
+    for i, example in enumerate(examples):
+        assert example.name == str(i)
+        np.testing.assert_array_equal(example.hr, draw_photo(i, 80, 100)[8:72, 18:82])
+        assert (example.lr.shape, example.lr.dtype) == ((16, 16, 3), np.uint8)
+    (photos / "0.png").unlink()
+    (entry, _) = list_entries(config.eval)
+    np.testing.assert_array_equal(make_read_fn(config)(entry).lr, examples[1].lr)
+    config.eval.seed += 1
+    assert not np.array_equal(make_read_fn(config)(entry).lr, examples[1].lr)
+
+
+def test_images_are_listed_by_name_and_limited(tmp_path):
+    for folder in ("gt", "lq"):
+        for name in ("b/x", "b", "a"):
+            path = tmp_path / folder / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), draw_photo(0, 16, 16))
+    config = config_of(gt=tmp_path / "gt", lr=tmp_path / "lq")
+    assert [entry.name for entry in list_entries(config.eval)] == ["a", "b", "b/x"]
+    config.eval.max_images = 2
+    assert [entry.name for entry in list_entries(config.eval)] == ["a", "b"]
+    config.eval.gt = ""
+    assert [(entry.name, entry.gt) for entry in list_entries(config.eval)] == [
+        ("a", None),
+        ("b", None),
+    ]
+
+
+def test_a_broken_image_has_a_reason(tmp_path):
+    for folder, sides in (("gt", (64, 60)), ("lq", (16, 16))):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), draw_photo(0, *sides))
+    config = config_of(gt=tmp_path / "gt", lr=tmp_path / "lq")
+    (entry,) = list_entries(config.eval)
+    broken = read_or_reason(make_read_fn(config), entry)
+    assert isinstance(broken, Broken)
+    assert "60x64 pixels" in broken.reason and "would be 64x64" in broken.reason
+
+
+def test_seeds_of_images_differ():
+    seeds = {image_seed(seed, name) for seed in range(3) for name in ("a", "b", "a/b", "1/a")}
+    assert len(seeds) == 12 and all(0 <= seed < 2**64 for seed in seeds)
+
+
+def test_sharpened_ground_truth_is_refused(tmp_path):
+    config = config_of(gt=tmp_path, lr="")
+    config.degradation.use_sharp = True
+    with pytest.raises(ValueError, match="set use_sharp to False"):
+        make_read_fn(config)
+
+
+def test_no_folder_at_all_is_refused():
+    with pytest.raises(ValueError, match=r"eval\.gt and config\.eval\.lr are both empty"):
+        list_entries(config_of(gt="", lr="").eval)

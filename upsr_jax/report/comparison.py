@@ -1,0 +1,179 @@
+"""Compare several evaluations: means, differences image by image, and what else is not the same."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from upsr_jax.metrics import HIGHER_IS_BETTER
+from upsr_jax.report.plot import Point, scatter_plot
+from upsr_jax.report.rendering import (
+    MISSING,
+    Cell,
+    Table,
+    format_number,
+    html_table,
+    markdown_table,
+    markdown_text,
+    page,
+    text_table,
+    write_text,
+)
+from upsr_jax.report.results import (
+    digits_of,
+    format_range,
+    heading_of,
+    mean_of,
+    paired_difference,
+    read_results,
+    tone_of,
+)
+
+
+class Evaluation(NamedTuple):
+    """The results.json of one evaluation and what to call it."""
+
+    name: str
+    results: Mapping[str, Any]
+
+
+def compare(folders: Sequence[Path], out: Path) -> str:
+    """Put evaluations side by side in `out`/compare.md and compare.html; return the markdown.
+
+    Differences are from the first one, over the images that both have. Raises ValueError for fewer
+    than two folders, or one without results.
+    """
+    if len(folders) < 2:
+        raise ValueError(f"compare needs at least 2 evaluations, not {len(folders)}")
+    paths = [Path(folder) for folder in folders]
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    evaluations = [
+        Evaluation(name, read_results(path)) for name, path in zip(names, paths, strict=True)
+    ]
+    title = f"Comparison of {len(names)} evaluations"
+    notes, differing = _list_differences(evaluations)
+    means, differences = _compare_means(_with_bicubic(evaluations)), _compare_images(evaluations)
+    markdown = (
+        f"# {markdown_text(title)}\n\n"
+        + "".join(f"- {markdown_text(note)}\n" for note in notes)
+        + f"\n## Means\n\n{markdown_table(means)}\n"
+        + f"## Differences from {markdown_text(names[0])}\n\n{markdown_table(differences)}\n"
+        + f"## What differs\n\n{markdown_table(differing)}"
+    )
+    plots = _trade_offs(_with_bicubic(evaluations))
+    html = page(
+        "compare.html",
+        title,
+        summary=escape(" · ".join(names)),
+        notices="".join(f'<p class="notice">{escape(note)}</p>\n' for note in notes),
+        first=escape(names[0]),
+        means=html_table(means),
+        differences=html_table(differences),
+        plots=plots
+        and f'<section>\n<h2>Trade-off</h2>\n<div class="plots">{plots}</div></section>',
+        protocol=html_table(differing),
+    )
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "compare.md", markdown)
+    write_text(out / "compare.html", html)
+    return markdown
+
+
+def _all_metrics(evaluations: Sequence[Evaluation]) -> list[str]:
+    return list(dict.fromkeys(m for each in evaluations for m in each.results["metrics"]))
+
+
+def _list_differences(evaluations: Sequence[Evaluation]) -> tuple[list[str], Table]:
+    """Say what is not the same, images and protocol, and list the settings that differ."""
+    notes = []
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        ours, theirs = first.results["images"].keys(), other.results["images"].keys()
+        if ours != theirs:
+            notes.append(
+                f"Not the same images: {first.name} has {len(ours):,}, {other.name} "
+                f"{len(theirs):,}, {len(ours & theirs):,} are in both. "
+                "Means are over each one's own images."
+            )
+    protocols = [each.results["protocol"] for each in evaluations]
+    keys = list(dict.fromkeys(key for protocol in protocols for key in protocol))
+    rows = [[key, *(str(protocol.get(key, MISSING)) for protocol in protocols)] for key in keys]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
+    if rows:
+        notes.append(f"Not the same protocol: {', '.join(row[0] for row in rows)} differ.")
+    return (
+        notes or ["Same images and same protocol."],
+        text_table(["Setting", *(each.name for each in evaluations)], rows),
+    )
+
+
+def _with_bicubic(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Put the bicubic enlargement of the first evaluation's images first, if it was measured."""
+    first = evaluations[0].results
+    means = {
+        metric: first["means"][f"bicubic_{metric}"]
+        for metric in first["metrics"]
+        if f"bicubic_{metric}" in first["means"]
+    }
+    bicubic = [Evaluation("bicubic", {"metrics": list(means), "means": means})] if means else []
+    return [*bicubic, *evaluations]
+
+
+def _compare_means(evaluations: Sequence[Evaluation]) -> Table:
+    metrics = _all_metrics(evaluations)
+    rows = []
+    for name, results in evaluations:
+        cells = [Cell(name)]
+        for metric in metrics:
+            interval, digits = results["means"].get(metric), digits_of(results, metric)
+            detail = format_range(interval, digits) if interval else ""
+            cells.append(Cell(format_number(mean_of(results, metric), digits), detail))
+        rows.append(cells)
+    return Table(["Evaluation", *map(heading_of, metrics)], rows)
+
+
+def _compare_images(evaluations: Sequence[Evaluation]) -> Table:
+    """Compare every evaluation with the first, image by image."""
+    metrics = _all_metrics(evaluations)
+    first, *others = evaluations
+    rows = []
+    for other in others:
+        cells = [Cell(other.name)]
+        for metric in metrics:
+            interval = paired_difference(first.results, other.results, metric)
+            if interval is None:
+                cells.append(Cell(MISSING))
+                continue
+            digits = digits_of(other.results, metric)
+            clear = interval.low > 0 or interval.high < 0
+            mean = format_number(interval.mean, digits, "+")
+            tone = tone_of(metric, interval.mean) if clear else ""
+            cells.append(Cell(mean, format_range(interval._asdict(), digits, "+"), tone))
+        rows.append(cells)
+    return Table(["Evaluation", *map(heading_of, metrics)], rows)
+
+
+def _trade_offs(evaluations: Sequence[Evaluation]) -> str:
+    """Plot the first metric against those of the other direction."""
+    means = {each.name: each.results["means"] for each in evaluations}
+    first, *others = _all_metrics(evaluations)
+    opposed = [m for m in others if HIGHER_IS_BETTER[m] != HIGHER_IS_BETTER[first]]
+    return "\n".join(trade_off(means, metric, first) for metric in opposed)
+
+
+def trade_off(means: Mapping[str, Mapping[str, Any]], x: str, y: str) -> str:
+    """Plot one metric's mean against another's as SVG, a named point for each evaluation.
+
+    Those that lack one are left out, and infinite means (PSNR of equal pictures) have no place.
+    Fewer than two points make no plot: "".
+    """
+    points = [
+        Point(name, each[x]["mean"], each[y]["mean"])
+        for name, each in means.items()
+        if all(metric in each and math.isfinite(each[metric]["mean"]) for metric in (x, y))
+    ]
+    return scatter_plot(points, heading_of(x), heading_of(y)) if len(points) > 1 else ""
