@@ -26,6 +26,7 @@ from tqdm import tqdm
 from upsr_jax.data import records
 from upsr_jax.data.archives import Member, list_members, read_member
 from upsr_jax.data.sources import decode_image
+from upsr_jax.files import write_json
 
 SHARD_IMAGES = 5000  # of ImageNet, half a gigabyte
 AHEAD = 256  # images read and checked before they are written
@@ -99,7 +100,7 @@ def begin(
     path = records.manifest_path(out)
     if not path.is_file():
         manifest = {**settings, "count": None, "skipped": unfit, "shards": {}}
-        records.write_json(path, manifest)
+        write_json(path, manifest)
         return manifest
     manifest = records.read_manifest(out)
     for key, value in settings.items():
@@ -126,9 +127,9 @@ def pack_shards(out: Path, manifest: dict[str, Any], members: Sequence[Member]) 
                 continue
             files = checked_files(members[start:end], pool, progress, manifest["skipped"])
             manifest["shards"][name] = records.write_shard(out / name, files)
-            records.write_json(records.manifest_path(out), manifest)
+            write_json(records.manifest_path(out), manifest)
     manifest["count"] = sum(shard["count"] for shard in manifest["shards"].values())
-    records.write_json(records.manifest_path(out), manifest)
+    write_json(records.manifest_path(out), manifest)
 
 
 def checked_files(

@@ -27,8 +27,8 @@ from tqdm import tqdm
 from configs.degradations import imagenet_test
 from upsr_jax.data.archives import Member, list_members, read_member
 from upsr_jax.data.degradation import degrade, to_bytes, to_unit
-from upsr_jax.data.records import write_json, write_whole
 from upsr_jax.data.sources import Pair, Photo, decode_image
+from upsr_jax.files import write_json, write_whole
 
 SIZE = 256  # pixels of the ground truth
 AHEAD = 64  # pairs made at a time

@@ -17,10 +17,10 @@ from upsr_jax.batching import (
     cut,
     fill,
     group,
-    map_ahead,
     piece_side,
     share,
 )
+from upsr_jax.data.workers import map_ahead
 
 SIDES = (64, 128, 192)
 
@@ -114,7 +114,7 @@ def test_mapping_ahead_keeps_order_and_errors():
         time.sleep(0.02 if i == 0 else 0)
         return 10 // (7 - i)
 
-    results = map_ahead(slow_first, range(8), threads=3)
+    results = map_ahead(slow_first, range(8), num_workers=0, num_threads=3, ahead=6)
     assert [next(results) for _ in range(7)] == [10 // (7 - i) for i in range(7)]
     with pytest.raises(ZeroDivisionError):
         next(results)

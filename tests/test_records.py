@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from upsr_jax.data import records
+from upsr_jax.files import write_json
 
 RECORDS = [bytes([i]) * (1 + 5000 * i) for i in range(7)]
 
@@ -17,7 +18,7 @@ def write_folder(folder: Path, *shards: list[bytes]) -> Path:
             folder / f"{i}.array_record", shard
         )
     manifest["count"] = sum(map(len, shards))
-    records.write_json(records.manifest_path(folder), manifest)
+    write_json(records.manifest_path(folder), manifest)
     return folder
 
 

@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 
 from configs import tiny
 from upsr_jax.checkpoint import load_model
+from upsr_jax.config import config_as_json
 from upsr_jax.run_checkpoints import (
     bit_sum,
     check_run,
     check_same_config,
     choose_checkpoint,
-    config_as_json,
     export_model,
     open_checkpoints,
     read_checkpoint,

@@ -6,7 +6,7 @@ low-resolution images.
 """
 
 import itertools
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
@@ -135,22 +135,6 @@ def share(items: Sequence[T], process: int, count: int) -> Sequence[T]:
     """Take one process's part of a list: as many in a row as every other, or one less."""
     bounds = [len(items) * i // count for i in (process, process + 1)]
     return items[bounds[0] : bounds[1]]
-
-
-def map_ahead(function: Callable[[Any], T], items: Iterable[Any], threads: int) -> Iterator[T]:
-    """Map in threads, in order, a few items before they are asked for."""
-    with ThreadPoolExecutor(threads) as pool:
-        futures = deque()
-        try:
-            for item in items:
-                futures.append(pool.submit(function, item))
-                if len(futures) == 2 * threads:
-                    yield futures.popleft().result()
-            while futures:
-                yield futures.popleft().result()
-        finally:
-            for future in futures:
-                future.cancel()
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -125,6 +126,11 @@ def _check_block(path: str, block: Any) -> None:
 def arguments(function: Callable[..., Any]) -> set[str]:
     """Name the arguments of a function, or of a network, that a config gives."""
     return set(inspect.signature(function).parameters) - NOT_FROM_CONFIG
+
+
+def config_as_json(config: ConfigDict) -> dict[str, Any]:
+    """Turn a config into what JSON can hold: tuples become lists."""
+    return json.loads(config.to_json_best_effort())
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from upsr_jax.files import write_json, write_whole
 from upsr_jax.image_io import write_image
 from upsr_jax.inference import Restoration
 
@@ -76,9 +77,7 @@ class Rows:
 def keep_whole_rows(file: Path) -> None:
     """Drop what a kill cut off, and broken images, which are tried again."""
     rows = [row for row in _parse(file) if "broken" not in row]
-    temporary = file.with_name(f".upsr-{file.name}.part")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(file)
+    write_whole(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def read_rows(out: Path) -> dict[str, dict[str, Any]]:
@@ -116,13 +115,6 @@ def save_images(out: Path, name: str, restored: Restoration) -> None:
     write_image(image_file, np.round((restored.image + 1) * 127.5).astype(np.uint8), overwrite=True)
     weight = np.round(255 * restored.noise_weight.mean(axis=-1, keepdims=True)).astype(np.uint8)
     write_image(weight_file, weight.repeat(3, axis=-1), overwrite=True)
-
-
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of JSON at once."""
-    temporary = file.with_name(f".upsr-{file.name}.part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(file)
 
 
 def _parse(file: Path) -> list[dict[str, Any]]:

@@ -20,13 +20,15 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from upsr_jax import eval_folder
-from upsr_jax.batching import map_ahead, share
+from upsr_jax.batching import share
 from upsr_jax.checkpoint import load_model
 from upsr_jax.config import check_config
 from upsr_jax.data.degradation import to_bytes, to_unit
 from upsr_jax.data.test_sets import Broken, Example, list_entries, make_read_fn, read_or_reason
+from upsr_jax.data.workers import map_ahead
 from upsr_jax.eval_protocol import describe_protocol
 from upsr_jax.eval_step import Measured, check_eval, host_metrics, make_evaluate_fn
+from upsr_jax.files import write_json
 from upsr_jax.inference import with_options
 from upsr_jax.metrics import HIGHER_IS_BETTER, WITHOUT_REFERENCE
 from upsr_jax.metrics.intervals import bootstrap
@@ -187,11 +189,8 @@ def evaluate_folders(
         fidelity=fidelity,
     )
     config.degradation = dict(use_sharp=False)  # unused: both folders hold what they should
-    parts = ["estimator", config.network]
-    missing = [part for part in parts if part not in params]
-    if missing:
-        raise ValueError(f"{model} holds no {missing[0]}, only {', '.join(params)}")
-    return evaluate_set(config, {part: params[part] for part in parts}, Path(out))
+    params = take_networks(model, config, params, config, ["estimator", config.network])
+    return evaluate_set(config, params, Path(out))
 
 
 def evaluate_set(config: ConfigDict, params: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -221,7 +220,7 @@ def evaluate_set(config: ConfigDict, params: Mapping[str, Any], out: Path) -> di
     devices = {"processes": jax.process_count(), "devices": jax.device_count()}
     results["timing"] = timings | devices
     if jax.process_index() == 0:
-        eval_folder.write_json(out / eval_folder.RESULTS, results)
+        write_json(out / eval_folder.RESULTS, results)
         write_report(out)
         print(*(f"{key}: {value}" for key, value in results["protocol"].items()), sep="\n")
         print(f"\n{means_table(results)}")
@@ -268,10 +267,11 @@ def run(
         rows.append({"name": name, **numbers, **files[name]})
 
     read = partial(read_or_reason, make_read_fn(config))
+    images = map_ahead(read, entries, num_workers=0, num_threads=THREADS, ahead=2 * THREADS)
     writing: deque[Future] = deque()
     with progress, ThreadPoolExecutor(THREADS) as pool:
         try:
-            for item in evaluate_fn(params, readable(map_ahead(read, entries, THREADS))):
+            for item in evaluate_fn(params, readable(images)):
                 writing.append(pool.submit(finish, item))
                 if len(writing) > 2 * THREADS:
                     wait(writing, progress, timing)

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as ocm
 
 from upsr_jax.checkpoint import as_config, save_model
-from upsr_jax.config import flatten
+from upsr_jax.config import config_as_json, flatten
 from upsr_jax.metrics import HIGHER_IS_BETTER
 from upsr_jax.state import TrainState
 
@@ -176,12 +176,13 @@ def restore(
     Raises ValueError if the frozen estimator is not the one that the run began with.
     """
     sums = _read_meta(Path(checkpoints.directory) / str(step))["sums"]
-    frozen_sums = _sums_on_host(frozen)
-    if config.network == "denoiser" and frozen_sums["estimator"] != sums["estimator"]:
-        raise ValueError(
-            f"the estimator in config.pretrained.estimator = {config.pretrained.estimator} is not "
-            "the one that this run began with: name that one, or another --workdir"
-        )
+    if config.network == "denoiser":
+        estimator = _sums_on_host({"estimator": frozen["estimator"]})["estimator"]
+        if estimator != sums["estimator"]:
+            raise ValueError(
+                f"the estimator in config.pretrained.estimator = {config.pretrained.estimator} is "
+                "not the one that this run began with: name that one, or another --workdir"
+            )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _items(config, state, frozen))
     arrays = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
     restored = checkpoints.restore(step, args=ocp.args.Composite(**arrays))
@@ -230,11 +231,6 @@ def model_params(config: ConfigDict, ema_params: Any, frozen: Mapping[str, Any])
     if config.network == "estimator":
         return {"estimator": ema_params}
     return {"denoiser": ema_params, "estimator": frozen["estimator"]}
-
-
-def config_as_json(config: ConfigDict) -> dict[str, Any]:
-    """Turn a config into what JSON can hold: tuples become lists."""
-    return json.loads(config.to_json_best_effort())
 
 
 def check_same_config(stored: Mapping[str, Any], config: ConfigDict, folder: Any) -> None:

@@ -1,6 +1,5 @@
 """What a run does before its first step: check, load, initialize and tell."""
 
-import json
 import logging
 import time
 from functools import partial
@@ -16,6 +15,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from upsr_jax import run_info
+from upsr_jax.config import config_as_json
+from upsr_jax.files import write_json
 from upsr_jax.networks import init_denoiser, init_estimator
 from upsr_jax.pretrained import load_lpips_vgg, load_networks
 from upsr_jax.sharding import put, replicated, split_state
@@ -61,9 +62,8 @@ def create_workdir(workdir: Path) -> None:
 def describe_run(workdir: Path, config: ConfigDict) -> None:
     """Write the config and the environment into the folder of a run that is about to train."""
     (workdir / "finished").unlink(missing_ok=True)
-    environment = json.dumps(run_info.describe_environment(), indent=2)
-    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
-    (workdir / "environment.json").write_text(environment + "\n")
+    write_json(workdir / "config.json", config_as_json(config))
+    write_json(workdir / "environment.json", run_info.describe_environment())
 
 
 def log_setup(config: ConfigDict, mesh: Mesh, params: Any) -> None:

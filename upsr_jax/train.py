@@ -68,7 +68,9 @@ def train_and_evaluate(
             run_checkpoints.check_run(workdir, latest, config)
             if latest >= settings.steps:
                 logger.info("nothing to do: this run has finished its %d steps", settings.steps)
-                return finish(workdir)
+                if not (workdir / "finished").exists():  # it was ended as it finished
+                    finish(workdir)
+                return
         if is_main:
             describe_run(workdir, config)
 

@@ -30,6 +30,7 @@ from upsr_jax.inference import (
     padded_side,
     with_options,
 )
+from upsr_jax.programs import local_mesh, put_whole
 from upsr_jax.tile_batcher import TileBatcher
 from upsr_jax.tiling import blend_bands, noise_window, pad_reflect, tile_grid
 
@@ -84,7 +85,7 @@ class Upscaler:
                 f"{folder} holds no {missing}; convert denoiser and estimator to one folder."
             )
         config = with_options(config, steps, method, min_noise)
-        mesh = Mesh(np.asarray(jax.local_devices()), ("tiles",))
+        mesh = local_mesh()
         # One tile keeps a CPU busy; an accelerator gains from several.
         tiles_per_device = 1 if jax.default_backend() == "cpu" else 4
         recipe = {
@@ -95,7 +96,7 @@ class Upscaler:
         }
         return cls(
             split_tiles(make_super_resolve(config, fidelity), mesh),
-            jax.device_put(params, NamedSharding(mesh, PartitionSpec())),
+            put_whole(params, mesh),
             tile,
             mesh.size * tiles_per_device,
             recipe,

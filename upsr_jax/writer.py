@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from upsr_jax.files import write_whole
+
 
 class Writer:
     """Write what process 0 measures; on other processes every call does nothing.
@@ -70,6 +72,4 @@ def keep_lines(path: Path, step: int) -> None:
         with suppress(ValueError, KeyError, TypeError):  # cut off or damaged
             if line.endswith("\n") and json.loads(line)["step"] <= step:
                 kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    write_whole(path, "".join(kept).encode())

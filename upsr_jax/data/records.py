@@ -41,18 +41,6 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a file of JSON whole or not at all."""
-    write_whole(path, json.dumps(value, indent=2).encode() + b"\n")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
 def write_shard(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
     """Write a shard whole or not at all; return its "count" of records and its "sha256".
 
