@@ -3,10 +3,13 @@ import shutil
 
 # PyTorch is an extra that only conversion needs; everything else must pass without it.
 WITHOUT_TORCH = importlib.util.find_spec("torch") is None
+# Nor is pyiqa a dependency; a stand-in for it is tested always.
+WITHOUT_PYIQA = importlib.util.find_spec("pyiqa") is None
 # A browser is no Python package; the pages' texts are tested without one.
 WITHOUT_CHROMIUM = not (shutil.which("chromium") or shutil.which("chromium-browser"))
 collect_ignore = [
     *(["test_torch_io.py"] if WITHOUT_TORCH else []),
+    *(["test_pyiqa.py"] if WITHOUT_PYIQA else []),
     *(["test_report_browser.py"] if WITHOUT_CHROMIUM else []),
 ]
 
@@ -17,6 +20,8 @@ def pytest_report_header() -> list[str]:
         lines.append(
             "test_torch_io.py is left out, as it needs PyTorch: pip install -e '.[convert]'"
         )
+    if WITHOUT_PYIQA:
+        lines.append("test_pyiqa.py is left out, as it needs pyiqa")
     if WITHOUT_CHROMIUM:
         lines.append("test_report_browser.py is left out, as it needs chromium on the PATH")
     return lines

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from upsr_jax.image_io import write_image
+from upsr_jax.metrics import HIGHER_IS_BETTER
 
 LR, RESTORED, TRUTH = (200, 30, 30), (30, 180, 30), (30, 30, 200)  # red, green, blue
 
@@ -15,16 +16,16 @@ def write_evaluation(
     out: Path, images: dict[str, dict[str, float | None]], pictures: bool = True, **changes: Any
 ) -> None:
     """Write results.json for images and their metric values; `changes` go into it as they are."""
-    metrics = list(dict.fromkeys(metric for row in images.values() for metric in row))
+    keys = list(dict.fromkeys(key for row in images.values() for key in row))
     means = {}
-    for metric in metrics:
+    for metric in keys:
         values = [row[metric] for row in images.values() if row.get(metric) is not None]
         ends = {"low": min(values), "high": max(values)}
         means[metric] = {"mean": float(np.mean(values)), **ends, "images": len(values)}
     results = {
         "protocol": {"sampler": "ddim, 5 steps", "seed": 0},
         "timing": {"images": len(images), "seconds": 8.0, "networks_seconds": 6.0},
-        "metrics": [metric for metric in metrics if not metric.startswith("bicubic_")],
+        "metrics": {key: HIGHER_IS_BETTER[key] for key in keys if key in HIGHER_IS_BETTER},
         "means": means,
         "images": {
             name: {**row, "lr": f"{out}/lr/{name}.png", "gt": f"{out}/gt/{name}.png"}

@@ -23,7 +23,8 @@ def test_the_demo_trains_and_evaluates(tmp_path):
 
     evaluated = run_main("--workdir", str(tmp_path), "--mode", "evaluate")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "ddim, 5 steps" in evaluated.stdout and "VGG-16, version 0.1" in evaluated.stdout
+    assert "sampler: ddim\nsteps: 5\n" in evaluated.stdout
+    assert "VGG-16, version 0.1" in evaluated.stdout
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     watched = [json.loads(line) for line in lines if "eval/psnr_y" in line][-1]

@@ -16,7 +16,7 @@ from PIL import Image
 
 import upsr_jax
 from upsr_jax.image_io import write_image
-from upsr_jax.report import compare, trade_off, write_report
+from upsr_jax.report import compare, write_report
 from upsr_jax.report.plot import Point, scatter_plot
 from upsr_jax.report.rendering import (
     Cell,
@@ -183,7 +183,7 @@ def test_low_resolution_made_from_the_centre_of_the_ground_truth(tmp_path):
 
 
 def test_nothing_measured(tmp_path):
-    html, markdown = report_of(tmp_path, {}, metrics=["psnr_y"], broken={"a": "damaged"})
+    html, markdown = report_of(tmp_path, {}, metrics={"psnr_y": True}, broken={"a": "damaged"})
     Attributes(html)
     assert "| PSNR-Y ↑ | – | – |  | – |" in markdown
 
@@ -191,7 +191,7 @@ def test_nothing_measured(tmp_path):
 def test_thousands_of_images_show_a_sample_and_the_extremes():
     values = np.random.default_rng(0).permutation(3000).astype(float)
     rows = {f"{i:04}": {"psnr_y": value, "niqe": -value} for i, value in enumerate(values)}
-    shown = choose_shown({"metrics": ["psnr_y", "niqe"], "images": rows})
+    shown = choose_shown({"metrics": {"psnr_y": True, "niqe": False}, "images": rows})
     by_value = sorted(rows, key=lambda name: rows[name]["psnr_y"])
     assert {*by_value[:3], *by_value[-3:], "0000", "2999"} <= set(shown)
     assert SAMPLE <= len(shown) <= SAMPLE + 6 and shown == sorted(shown)
@@ -241,7 +241,7 @@ def test_rank_puts_the_best_first_and_leaves_out_missing_values():
         "d": {},
         "e": {"niqe": np.nan},
     }
-    assert rank({"images": rows}, "niqe") == ["c", "a"]
+    assert rank({"images": rows, "metrics": {"niqe": False}}, "niqe") == ["c", "a"]
 
 
 def test_no_results_and_damaged_results(tmp_path):
@@ -249,9 +249,6 @@ def test_no_results_and_damaged_results(tmp_path):
         write_report(tmp_path)
     (tmp_path / "results.json").write_text('{"images":')
     with pytest.raises(ValueError, match="damaged"):
-        write_report(tmp_path)
-    write_evaluation(tmp_path, {"a": {"beauty": 1.0}}, pictures=False)
-    with pytest.raises(ValueError, match="no metric is called beauty"):
         write_report(tmp_path)
 
 
@@ -324,14 +321,33 @@ def test_plotted_names_do_not_cover_each_other():
     assert min(b - a for a, b in itertools.pairwise(heights)) >= 16
 
 
-def test_trade_off_labels_both_directions_and_needs_two_points():
-    means = {
-        name: {"lpips_vgg": {"mean": lpips}, "psnr_y": {"mean": 24.0}}
-        for name, lpips in (("one", 0.2), ("two", 0.3))
-    }
-    svg = trade_off(means, "lpips_vgg", "psnr_y")
-    assert "LPIPS-VGG ↓" in svg and "PSNR-Y ↑" in svg
-    assert trade_off({"one": means["one"], "two": {}}, "lpips_vgg", "psnr_y") == ""
+def test_a_sweep_of_one_setting_is_plotted_over_it(tmp_path):
+    folders = [tmp_path / f"fidelity {value}" for value in (0.0, 0.5, 1.0)]
+    for folder, value in zip(folders, (0.0, 0.5, 1.0), strict=True):
+        row = {"psnr_y": 24.0 + value, "lpips_vgg": 0.4 + value / 10}
+        protocol = {"sampler": "one_step", "fidelity": value}
+        write_evaluation(folder, {"a": row}, pictures=False, protocol=protocol)
+    compare(folders, tmp_path)
+    html = (tmp_path / "compare.html").read_text("utf-8")
+    labels = [label for label in Attributes(html).values("aria-label") if " against " in label]
+    assert labels[1:] == ["PSNR-Y ↑ against fidelity", "LPIPS-VGG ↓ against fidelity"]
+    assert "<h2>Effect of fidelity</h2>" in html
+
+
+@pytest.mark.parametrize(
+    "protocols",
+    [
+        [{"fidelity": 0.0, "seed": 0}, {"fidelity": 0.5, "seed": 1}],
+        [{"sampler": "ddim"}, {"sampler": "ancestral"}],
+        [{"seed": 0}, {"seed": 0}],
+        [{"seed": 0}, {}],
+    ],
+)
+def test_what_is_no_sweep_of_one_number_is_not_plotted_as_one(tmp_path, protocols):
+    for name, protocol in zip(("one", "two"), protocols, strict=True):
+        write_evaluation(tmp_path / name, IMAGES, pictures=False, protocol=protocol)
+    compare([tmp_path / "one", tmp_path / "two"], tmp_path)
+    assert "Effect of" not in (tmp_path / "compare.html").read_text("utf-8")
 
 
 def luminance(colour):

@@ -142,6 +142,22 @@ def evaluate(
 
 
 @app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(help="The --out of an evaluation.")],
+    metrics: Annotated[list[str], typer.Argument(help="Metrics of pyiqa, as clipiqa or musiq.")],
+) -> None:
+    """Measure an evaluation's results by metrics of pyiqa, if you have installed it."""
+    from upsr_jax.evaluate import means_table
+    from upsr_jax.scores import score
+
+    try:
+        results = score(folder, metrics)
+    except (OSError, ValueError, ImportError) as error:
+        fail(str(error))
+    typer.echo(means_table(results))
+
+
+@app.command()
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="The --out of two or more evaluations.")],
     out: Annotated[

@@ -39,18 +39,17 @@ def describe_protocol(
     settings = config.eval
     tile = settings.sides[-1]
     crop = "" if settings.lr else f", centre squares of at most {settings.crop_size} pixels"
-    sampler = f"{config.sampler.method}, {config.sampler.steps} steps"
-    if config.network == "estimator":
-        sampler = "none, the estimate itself"
-    elif config.sampler.method == "one_step":
-        sampler = "one_step"
+    sampler: dict[str, Any] = {"sampler": "none, the estimate itself"}
+    if config.network == "denoiser":
+        method = config.sampler.method
+        steps = 1 if method == "one_step" else config.sampler.steps
+        sampler = {"sampler": method, "steps": steps, **config.prior}
     return {
         "model": settings.model or "the workdir's",
         "weights": fingerprint(params),
         "ground truth": (settings.gt or "none") + crop,
         "low resolution": settings.lr or f"degraded here, seed {settings.seed}",
-        "sampler": sampler,
-        "noise weight": f"un {config.prior.un}, min_noise {config.prior.min_noise}",
+        **sampler,
         "fidelity": settings.fidelity,
         "seed": settings.seed,
         "noise": "of each image from the seed and its name",

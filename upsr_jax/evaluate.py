@@ -31,11 +31,12 @@ from upsr_jax.eval_step import Measured, check_eval, host_metrics, make_evaluate
 from upsr_jax.files import write_json
 from upsr_jax.inference import with_options
 from upsr_jax.metrics import HIGHER_IS_BETTER, WITHOUT_REFERENCE
-from upsr_jax.metrics.intervals import bootstrap
+from upsr_jax.metrics.intervals import mean_over
 from upsr_jax.pretrained import load_networks, load_pristine_model, take_networks
 from upsr_jax.programs import local_mesh, localize, put_whole
 from upsr_jax.report import write_report
 from upsr_jax.run_checkpoints import read_checkpoint
+from upsr_jax.scores import with_scores
 from upsr_jax.sharding import replicated
 from upsr_jax.timing import Timing
 
@@ -216,7 +217,7 @@ def evaluate_set(config: ConfigDict, params: Mapping[str, Any], out: Path) -> di
         run(config, params, metrics, missing, out, timing)
     timings = timing.summary(len(missing))
     rows = eval_folder.wait_for_rows(out, [entry.name for entry in entries])
-    results = summarize(protocol, metrics, rows)
+    results = with_scores(summarize(protocol, metrics, rows), out)
     devices = {"processes": jax.process_count(), "devices": jax.device_count()}
     results["timing"] = timings | devices
     if jax.process_index() == 0:
@@ -308,14 +309,11 @@ def summarize(
         for name, row in rows.items()
         if name not in broken
     }
-    means = {}
-    for key in columns(metrics):
-        values = [row[key] for row in images.values() if row[key] is not None]
-        if values:
-            means[key] = {**bootstrap(np.array(values))._asdict(), "images": len(values)}
+    means = {key: mean_over(images.values(), key) for key in columns(metrics)}
+    means = {key: mean for key, mean in means.items() if mean}
     return {
         "protocol": {**protocol, "images": len(images), "broken images": len(broken)},
-        "metrics": [name for name in metrics if name in means],
+        "metrics": {name: HIGHER_IS_BETTER[name] for name in metrics if name in means},
         "means": means,
         "images": images,
         "broken": broken,

@@ -1,6 +1,7 @@
 """How sure a mean over images is: bootstrap intervals."""
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -36,3 +37,14 @@ def bootstrap(values: Float[np.ndarray, " n"], seed: int = 0) -> Interval:
     )
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def mean_over(rows: Iterable[Mapping[str, float | None]], key: str) -> dict[str, Any] | None:
+    """Average a column over the rows that have a number there, and count them; None for none.
+
+    A row may lack the column or hold None in it.
+    """
+    values = [row[key] for row in rows if row.get(key) is not None]
+    if not values:
+        return None
+    return {**bootstrap(np.array(values))._asdict(), "images": len(values)}

@@ -6,7 +6,6 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from upsr_jax.metrics import HIGHER_IS_BETTER
 from upsr_jax.report.plot import Point, scatter_plot
 from upsr_jax.report.rendering import (
     MISSING,
@@ -24,6 +23,7 @@ from upsr_jax.report.results import (
     digits_of,
     format_range,
     heading_of,
+    headings_of,
     mean_of,
     paired_difference,
     read_results,
@@ -63,7 +63,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
         + f"## Differences from {markdown_text(names[0])}\n\n{markdown_table(differences)}\n"
         + f"## What differs\n\n{markdown_table(differing)}"
     )
-    plots = _trade_offs(_with_bicubic(evaluations))
+    setting, sweep = _sweep(evaluations, differing)
     html = page(
         "compare.html",
         title,
@@ -72,8 +72,8 @@ def compare(folders: Sequence[Path], out: Path) -> str:
         first=escape(names[0]),
         means=html_table(means),
         differences=html_table(differences),
-        plots=plots
-        and f'<section>\n<h2>Trade-off</h2>\n<div class="plots">{plots}</div></section>',
+        trade_offs=_plots_section("Trade-off", _trade_offs(_with_bicubic(evaluations))),
+        sweep=_plots_section(f"Effect of {escape(setting)}", sweep),
         protocol=html_table(differing),
     )
     out = Path(out)
@@ -83,8 +83,15 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     return markdown
 
 
-def _all_metrics(evaluations: Sequence[Evaluation]) -> list[str]:
-    return list(dict.fromkeys(m for each in evaluations for m in each.results["metrics"]))
+def _plots_section(title: str, plots: str) -> str:
+    if not plots:
+        return ""
+    return f'<section>\n<h2>{title}</h2>\n<div class="plots">{plots}</div></section>'
+
+
+def _all_metrics(evaluations: Sequence[Evaluation]) -> dict[str, bool]:
+    """List the metrics of all evaluations, and whether higher is better."""
+    return {m: higher for each in evaluations for m, higher in each.results["metrics"].items()}
 
 
 def _list_differences(evaluations: Sequence[Evaluation]) -> tuple[list[str], Table]:
@@ -119,7 +126,8 @@ def _with_bicubic(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
         for metric in first["metrics"]
         if f"bicubic_{metric}" in first["means"]
     }
-    bicubic = [Evaluation("bicubic", {"metrics": list(means), "means": means})] if means else []
+    metrics = {metric: first["metrics"][metric] for metric in means}
+    bicubic = [Evaluation("bicubic", {"metrics": metrics, "means": means})] if means else []
     return [*bicubic, *evaluations]
 
 
@@ -133,7 +141,7 @@ def _compare_means(evaluations: Sequence[Evaluation]) -> Table:
             detail = format_range(interval, digits) if interval else ""
             cells.append(Cell(format_number(mean_of(results, metric), digits), detail))
         rows.append(cells)
-    return Table(["Evaluation", *map(heading_of, metrics)], rows)
+    return Table(["Evaluation", *headings_of(metrics)], rows)
 
 
 def _compare_images(evaluations: Sequence[Evaluation]) -> Table:
@@ -143,7 +151,7 @@ def _compare_images(evaluations: Sequence[Evaluation]) -> Table:
     rows = []
     for other in others:
         cells = [Cell(other.name)]
-        for metric in metrics:
+        for metric, higher in metrics.items():
             interval = paired_difference(first.results, other.results, metric)
             if interval is None:
                 cells.append(Cell(MISSING))
@@ -151,29 +159,63 @@ def _compare_images(evaluations: Sequence[Evaluation]) -> Table:
             digits = digits_of(other.results, metric)
             clear = interval.low > 0 or interval.high < 0
             mean = format_number(interval.mean, digits, "+")
-            tone = tone_of(metric, interval.mean) if clear else ""
+            tone = tone_of(interval.mean, higher) if clear else ""
             cells.append(Cell(mean, format_range(interval._asdict(), digits, "+"), tone))
         rows.append(cells)
-    return Table(["Evaluation", *map(heading_of, metrics)], rows)
+    return Table(["Evaluation", *headings_of(metrics)], rows)
 
 
 def _trade_offs(evaluations: Sequence[Evaluation]) -> str:
     """Plot the first metric against those of the other direction."""
-    means = {each.name: each.results["means"] for each in evaluations}
-    first, *others = _all_metrics(evaluations)
-    opposed = [m for m in others if HIGHER_IS_BETTER[m] != HIGHER_IS_BETTER[first]]
-    return "\n".join(trade_off(means, metric, first) for metric in opposed)
-
-
-def trade_off(means: Mapping[str, Mapping[str, Any]], x: str, y: str) -> str:
-    """Plot one metric's mean against another's as SVG, a named point for each evaluation.
-
-    Those that lack one are left out, and infinite means (PSNR of equal pictures) have no place.
-    Fewer than two points make no plot: "".
-    """
-    points = [
-        Point(name, each[x]["mean"], each[y]["mean"])
-        for name, each in means.items()
-        if all(metric in each and math.isfinite(each[metric]["mean"]) for metric in (x, y))
+    metrics = _all_metrics(evaluations)
+    (first, higher), *others = metrics.items()
+    plots = [
+        _plot(
+            {each.name: (_mean(each, metric), _mean(each, first)) for each in evaluations},
+            heading_of(metric, direction),
+            heading_of(first, higher),
+        )
+        for metric, direction in others
+        if direction != higher
     ]
-    return scatter_plot(points, heading_of(x), heading_of(y)) if len(points) > 1 else ""
+    return "\n".join(plots)
+
+
+def _sweep(evaluations: Sequence[Evaluation], differing: Table) -> tuple[str, str]:
+    """Plot every metric over the one number in which the protocols differ, if it is just one.
+
+    Returns the name of that setting and the plots, or nothing twice.
+    """
+    if len(differing.rows) != 1:
+        return "", ""
+    setting = differing.rows[0][0].text
+    values = [each.results["protocol"].get(setting) for each in evaluations]
+    if not all(isinstance(value, int | float) for value in values):
+        return "", ""
+    plots = [
+        _plot(
+            {
+                each.name: (value, _mean(each, metric))
+                for each, value in zip(evaluations, values, strict=True)
+            },
+            setting,
+            heading_of(metric, higher),
+        )
+        for metric, higher in _all_metrics(evaluations).items()
+    ]
+    return setting, "\n".join(plots)
+
+
+def _mean(each: Evaluation, metric: str) -> float:
+    """Return a mean, or NaN if it is not there."""
+    mean = mean_of(each.results, metric)
+    return math.nan if mean is None else mean
+
+
+def _plot(places: Mapping[str, tuple[float, float]], x_label: str, y_label: str) -> str:
+    """Plot a named point for each evaluation as SVG; fewer than two make no plot: "".
+
+    What was not measured, or is infinite (PSNR of equal pictures), has no place.
+    """
+    points = [Point(name, x, y) for name, (x, y) in places.items() if math.isfinite(x + y)]
+    return scatter_plot(points, x_label, y_label) if len(points) > 1 else ""

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from upsr_jax.metrics import HIGHER_IS_BETTER
 from upsr_jax.metrics.intervals import Interval, bootstrap
 from upsr_jax.report.rendering import Cell, format_number
 
@@ -17,16 +16,11 @@ def read_results(folder: Path) -> dict[str, Any]:
     """Read the results.json of an evaluation; raise ValueError if it is not there or not whole."""
     file = folder / "results.json"
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{folder}: no results.json; run the evaluation to its end") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: damaged ({error}); run the evaluation again") from error
-    unknown = [metric for metric in results["metrics"] if metric not in HIGHER_IS_BETTER]
-    if unknown:
-        known = ", ".join(HIGHER_IS_BETTER)
-        raise ValueError(f"{file}: no metric is called {', '.join(unknown)}; known are {known}")
-    return results
 
 
 def value_of(row: Mapping[str, Any], metric: str) -> float | None:
@@ -43,7 +37,7 @@ def rank(results: Mapping[str, Any], metric: str) -> list[str]:
     """Sort the names of all images that have this metric, the best first."""
     values = {name: value_of(row, metric) for name, row in results["images"].items()}
     known = {name: value for name, value in values.items() if value is not None}
-    return sorted(known, key=known.__getitem__, reverse=HIGHER_IS_BETTER[metric])
+    return sorted(known, key=known.__getitem__, reverse=results["metrics"][metric])
 
 
 def paired_difference(
@@ -63,29 +57,38 @@ def paired_difference(
 
 
 def label_of(metric: str) -> str:
-    return metric.upper().replace("_", "-")
+    """Write out the name of a metric, or PACKAGE:NAME of one that another package measured."""
+    package, _, name = metric.rpartition(":")
+    label = name.upper().replace("_", "-")
+    return f"{label} ({package})" if package else label
 
 
-def heading_of(metric: str) -> str:
-    return f"{label_of(metric)} {'↑' if HIGHER_IS_BETTER[metric] else '↓'}"
+def heading_of(metric: str, higher_is_better: bool) -> str:
+    return f"{label_of(metric)} {'↑' if higher_is_better else '↓'}"
+
+
+def headings_of(metrics: Mapping[str, bool]) -> list[str]:
+    return [heading_of(metric, higher) for metric, higher in metrics.items()]
 
 
 def digits_of(results: Mapping[str, Any], metric: str) -> int:
     return 3 if abs(mean_of(results, metric) or 0) >= 10 else 4
 
 
-def tone_of(metric: str, difference: float) -> str:
+def tone_of(difference: float, higher_is_better: bool) -> str:
     if difference == 0:
         return ""
-    return "better" if (difference > 0) == HIGHER_IS_BETTER[metric] else "worse"
+    return "better" if (difference > 0) == higher_is_better else "worse"
 
 
-def difference_cell(metric: str, value: float | None, base: float | None, digits: int) -> Cell:
+def difference_cell(
+    value: float | None, base: float | None, digits: int, higher_is_better: bool
+) -> Cell:
     """Format value - base, its sign and its tone."""
     if value is None or base is None:
         return Cell("")
     difference = value - base
-    return Cell(format_number(difference, digits, "+"), tone=tone_of(metric, difference))
+    return Cell(format_number(difference, digits, "+"), tone=tone_of(difference, higher_is_better))
 
 
 def format_range(interval: Mapping[str, float], digits: int, sign: str = "-") -> str:

@@ -29,6 +29,7 @@ from upsr_jax.report.results import (
     digits_of,
     format_range,
     heading_of,
+    headings_of,
     label_of,
     mean_of,
     rank,
@@ -123,9 +124,9 @@ def _cut(image: np.ndarray, height: int, width: int, grid: int = 1) -> np.ndarra
 
 def _report_markdown(name: str, results: Mapping[str, Any]) -> str:
     rows = []
-    for metric in results["metrics"]:
+    for metric, higher in results["metrics"].items():
         worst, best = (_name_values(results, metric, names) for names in _extremes(results, metric))
-        rows.append([heading_of(metric), worst, best])
+        rows.append([heading_of(metric, higher), worst, best])
     extremes = text_table(["Metric", "Worst", "Best"], rows)
     text = (
         f"# {markdown_text(name)}\n\n{_summarize(results)}\n\n"
@@ -191,15 +192,15 @@ def _describe_selection(results: Mapping[str, Any], shown: int) -> str:
 
 def _means_table(results: Mapping[str, Any]) -> Table:
     rows = []
-    for metric in results["metrics"]:
+    for metric, higher in results["metrics"].items():
         digits, interval = digits_of(results, metric), results["means"].get(metric)
         mean, bicubic = mean_of(results, metric), mean_of(results, f"bicubic_{metric}")
         rows.append(
             [
-                Cell(heading_of(metric)),
+                Cell(heading_of(metric, higher)),
                 Cell(format_number(bicubic, digits)),
                 Cell(format_number(mean, digits), _partly(interval, len(results["images"]))),
-                difference_cell(metric, mean, bicubic, digits),
+                difference_cell(mean, bicubic, digits, higher),
                 Cell(format_range(interval, digits) if interval else MISSING),
             ]
         )
@@ -218,12 +219,13 @@ def _images_table(results: Mapping[str, Any], ids: Mapping[str, str]) -> Table:
     rows = []
     for name, row in results["images"].items():
         cells = [Cell(name, detail=ids.get(name, ""))]
-        for metric in results["metrics"]:
+        for metric, higher in results["metrics"].items():
             digits, value = digits_of(results, metric), value_of(row, metric)
-            change = difference_cell(metric, value, value_of(row, f"bicubic_{metric}"), digits)
+            bicubic = value_of(row, f"bicubic_{metric}")
+            change = difference_cell(value, bicubic, digits, higher)
             cells.append(Cell(format_number(value, digits), change.text, change.tone, value))
         rows.append(cells)
-    return Table(["Image", *map(heading_of, results["metrics"])], rows)
+    return Table(["Image", *headings_of(results["metrics"])], rows)
 
 
 def _timing_table(timing: Mapping[str, int | float]) -> Table:
@@ -266,6 +268,7 @@ def _name_values(results: Mapping[str, Any], metric: str, names: Sequence[str]) 
 
 def _html_extremes(results: Mapping[str, Any], metric: str, ids: Mapping[str, str]) -> str:
     digits, groups = digits_of(results, metric), ""
+    heading = heading_of(metric, results["metrics"][metric])
     for label, names in zip(("Worst", "Best"), _extremes(results, metric), strict=True):
         links = "\n".join(
             f'<li><a class="thumbnail" href="#{ids[name]}"><span>{escape(name)}</span>'
@@ -273,7 +276,7 @@ def _html_extremes(results: Mapping[str, Any], metric: str, ids: Mapping[str, st
             for name in names
         )
         groups += f'<div>\n<p>{label}</p>\n<ul class="thumbnails">\n{links}\n</ul>\n</div>\n'
-    return f'<div class="extremes">\n<h3>{heading_of(metric)}</h3>\n{groups}</div>'
+    return f'<div class="extremes">\n<h3>{heading}</h3>\n{groups}</div>'
 
 
 def _figure(results: Mapping[str, Any], name: str, figure_id: str, out: Path) -> str:

@@ -1,0 +1,133 @@
+"""Measure the saved results of an evaluation by metrics of pyiqa, where a user has installed it.
+
+CLIP-IQA, MUSIQ, MANIQA and others need weights that no package carries; pyiqa downloads them. It is
+no dependency of ours: its licence (PolyForm Noncommercial) is for its users to accept.
+"""
+
+import copy
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from upsr_jax.eval_folder import RESULTS, image_files
+from upsr_jax.files import write_json
+from upsr_jax.metrics.intervals import mean_over
+from upsr_jax.report import write_report
+from upsr_jax.report.results import read_results
+
+SCORES = "scores.json"
+SAVE_EVERY = 50  # images
+
+
+def score(out: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Add metrics of pyiqa to the results and the report of a finished evaluation in `out`.
+
+    They are measured on the 8-bit images, and on the ground truth where a metric compares. What has
+    been measured before is kept, whatever is done to the evaluation later.
+
+    Returns:
+      The results, with each metric as "pyiqa:NAME".
+
+    Raises:
+      ImportError: pyiqa is not installed.
+      OSError: something can't be read or written.
+      ValueError: there are no results, or pyiqa doesn't have a metric or can't make it.
+    """
+    results = read_results(out)
+    for name in names:
+        measure(out, results, name, *make_metric(name))
+    results = with_scores(results, out)
+    write_json(out / RESULTS, results)
+    write_report(out)
+    return results
+
+
+def make_metric(name: str) -> tuple[Callable[..., float], dict[str, Any]]:
+    """Make a metric of pyiqa `(image file[, ground truth file]) -> number`, and describe it."""
+    try:
+        import pyiqa
+    except ImportError as error:
+        raise ImportError(
+            f"upsr score needs pyiqa, which can't be imported ({error}): read its licence, then "
+            "pip install pyiqa into this environment"
+        ) from error
+    try:
+        metric = pyiqa.create_metric(name)
+    except Exception as error:  # it raises whatever the network, a package or an assert does
+        raise ValueError(
+            f"pyiqa can't make the metric {name!r} ({describe(error)}); "
+            "`pyiqa -ls` lists those it has, and their weights are downloaded at first use"
+        ) from error
+    versions = (
+        f"{package} {importlib.metadata.version(package)}" for package in ("pyiqa", "torch")
+    )
+    about = {
+        "version": ", ".join(versions),
+        "higher_is_better": not metric.lower_better,
+        "compares": metric.metric_mode == "FR",
+    }
+    return lambda *files: float(metric(*map(str, files))), about
+
+
+def measure(
+    out: Path,
+    results: Mapping[str, Any],
+    name: str,
+    metric: Callable[..., float],
+    about: Mapping[str, Any],
+) -> None:
+    """Measure all images that have no score yet, and keep the scores in `out`/scores.json."""
+    if about["compares"] and any(row["gt"] is None for row in results["images"].values()):
+        raise ValueError(
+            f"{name} compares with a ground truth, which {out} was evaluated without: choose a "
+            "metric that needs none"
+        )
+    scores = read_scores(out)
+    values = scores.get(name, {}).get("values", {})
+    if scores.get(name, about)["version"] != about["version"]:
+        values = {}  # numbers of two versions make no mean
+    scores[name] = {**about, "values": values}
+    missing = [image for image in results["images"] if image not in values]
+    for number, image in enumerate(tqdm(missing, desc=name, unit="image"), 1):
+        restored, _ = image_files(out, image)
+        truth = [results["images"][image]["gt"]] if about["compares"] else []
+        try:
+            value = metric(restored, *truth)
+        except Exception as error:  # a small or a lost image ends no mean over the others
+            tqdm.write(f"{name} can't measure {image}: {describe(error)}")
+            continue
+        values[image] = value if np.isfinite(value) else None
+        if number % SAVE_EVERY == 0:
+            write_json(out / SCORES, scores)
+    write_json(out / SCORES, scores)
+
+
+def describe(error: Exception) -> str:
+    """Say in one line what was raised."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def read_scores(out: Path) -> dict[str, dict[str, Any]]:
+    """Read what was measured so far: {metric: {version, higher_is_better, values by image}}."""
+    file = out / SCORES
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def with_scores(results: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Add the scores kept in `out` to results: columns "pyiqa:NAME", their means and versions."""
+    results = copy.deepcopy(dict(results))
+    images = results["images"]
+    for name, scored in read_scores(out).items():
+        key = f"pyiqa:{name}"
+        for image, row in images.items():
+            row[key] = scored["values"].get(image)
+        if mean := mean_over(images.values(), key):
+            results["means"][key] = mean
+            results["metrics"][key] = scored["higher_is_better"]
+            results["protocol"][key] = f"{scored['version']}, on the written images"
+    return results
