@@ -28,7 +28,7 @@ def write_evaluation(
         "metrics": {key: HIGHER_IS_BETTER[key] for key in keys if key in HIGHER_IS_BETTER},
         "means": means,
         "images": {
-            name: {**row, "lr": f"{out}/lr/{name}.png", "gt": f"{out}/gt/{name}.png"}
+            name: {**row, "lr": f"{out}/lr/{name}.png", "gt": f"{out}/gt/{name}.png", "sha256": "1"}
             for name, row in images.items()
         },
         "broken": {},

@@ -1,8 +1,6 @@
 """Images become batches of few shapes and come back whole."""
 
 import itertools
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ from photos import draw_photo
 
 from upsr_jax.batching import (
     SCALE,
-    ahead,
     assemble,
     canvas_side,
     check_sides,
@@ -20,7 +17,6 @@ from upsr_jax.batching import (
     piece_side,
     share,
 )
-from upsr_jax.data.workers import map_ahead
 
 SIDES = (64, 128, 192)
 
@@ -102,36 +98,25 @@ def test_groups_keep_order_and_lose_nothing():
     assert fill([1, 2], 4) == [1, 2, 2, 2]
 
 
+def test_the_largest_group_goes_when_too_many_wait():
+    """Of keys that all differ but one, five wait at most."""
+    drawn = []
+
+    def items():
+        for key in "abcbdefghi":
+            drawn.append(key)
+            yield key
+
+    groups = group(items(), str, 3, most=5)
+    assert next(groups) == ["b", "b"]
+    assert drawn == list("abcbde")
+    assert next(groups) == ["a"]
+    assert len(drawn) == 8
+    assert sorted(itertools.chain(*groups)) == list("cdefghi")
+
+
 @pytest.mark.parametrize(("images", "processes"), [(10, 3), (2, 4), (0, 2), (8, 1)])
 def test_processes_share_evenly(images, processes):
     parts = [share(range(images), i, processes) for i in range(processes)]
     assert list(itertools.chain(*parts)) == list(range(images))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-def test_mapping_ahead_keeps_order_and_errors():
-    def slow_first(i):
-        time.sleep(0.02 if i == 0 else 0)
-        return 10 // (7 - i)
-
-    results = map_ahead(slow_first, range(8), num_workers=0, num_threads=3, ahead=6)
-    assert [next(results) for _ in range(7)] == [10 // (7 - i) for i in range(7)]
-    with pytest.raises(ZeroDivisionError):
-        next(results)
-
-
-def test_an_iterator_runs_one_item_ahead():
-    reached, asked = threading.Event(), []
-
-    def items():
-        for i in range(3):
-            asked.append(i)
-            if i == 1:
-                reached.set()
-            yield i
-
-    upcoming = ahead(items())
-    assert next(upcoming) == 0
-    assert reached.wait(5)
-    assert asked == [0, 1]
-    assert list(upcoming) == [1, 2]

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_model import save_tiny_model
 from typer.testing import CliRunner
 
-from upsr_jax import cli, evaluate, image_io, report, upscaler
+from upsr_jax import cli, collection, evaluate, image_io, report, upscaler
 from upsr_jax.cli import app
 from upsr_jax.cli_options import Method
 from upsr_jax.inference import Restoration
@@ -227,9 +227,12 @@ def test_ctrl_c_stops_at_once_and_leaves_whole_files(tmp_path, run, monkeypatch)
             raise KeyboardInterrupt
         fsync(descriptor)
 
+    handlers = []
+    monkeypatch.setattr(collection.signal, "signal", lambda *given: handlers.append(given))
     monkeypatch.setattr(image_io.os, "fsync", interrupt_second)
     result = run("upscale", tmp_path, "--out", tmp_path / "out")
     assert result.exit_code == 130
+    assert handlers == [(signal.SIGINT, signal.SIG_DFL)]  # Ctrl-C again ends it without a word
     assert "stopped; the results written so far are whole" in result.stderr
     written = os.listdir(tmp_path / "out")
     assert 1 <= len(written) <= 2
@@ -278,6 +281,12 @@ def test_a_bad_tile_is_refused_in_one_line(tmp_path, run):
     result = run("upscale", a, "--out", tmp_path / "out", "--tile", "100")
     assert result.exit_code == 2
     assert result.stderr == "upsr: tile is 100, but must be a multiple of 64.\n"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_out_of_range_is_refused(tmp_path, run, seed):
+    a = save(tmp_path / "a.png", photo(5, 7))
+    assert run("upscale", a, "--out", tmp_path / "out", "--seed", seed).exit_code == 2
 
 
 def test_sampling_options_reach_the_model(tmp_path, monkeypatch):
@@ -333,6 +342,21 @@ def test_evaluate_hands_its_options_on(tmp_path, run, monkeypatch, pairs):
     assert result.exit_code == 2
     options = dict(seed=3, steps=None, method=None, min_noise=None, fidelity=0.5)
     assert calls == [((upscaler.BUILT_IN_MODEL, lr, gt if pairs else None, out), options)]
+
+
+@pytest.mark.parametrize(
+    ("broken", "code", "words"),
+    [({}, 0, ""), ({"a": "empty"}, 1, ""), (None, 130, "upsr: stopped; the same command goes on")],
+)
+def test_evaluate_tells_how_it_ended(tmp_path, run, monkeypatch, broken, code, words):
+    def evaluate_folders(*_, **__):
+        if broken is None:
+            raise KeyboardInterrupt
+        return {"broken": broken}
+
+    monkeypatch.setattr(evaluate, "evaluate_folders", evaluate_folders)
+    result = run("evaluate", "--images", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == code and result.stderr.startswith(words)
 
 
 @pytest.mark.parametrize("folders", [[], ["--pairs", "gt", "lr", "--images", "lr"]])

@@ -1,11 +1,31 @@
-"""A collection is shared out whole, and only so much of it is in memory."""
+"""A collection is found and shared out whole, and only so much of it is in memory."""
 
+import fcntl
 import itertools
+import os
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from upsr_jax.collection import Job, Room, take_share
+import numpy as np
+import pytest
+from PIL import Image
+
+from upsr_jax import collection, image_io
+from upsr_jax.collection import (
+    Counts,
+    Job,
+    Room,
+    find_sources,
+    meet_others,
+    plan_jobs,
+    run_jobs,
+    take_share,
+)
+from upsr_jax.inference import Restoration
+from upsr_jax.upscaler import Upscaler
 
 OUT = Path("out")
 JOBS = [Job(Path(f"{n}.jpg"), OUT / "folder" / f"{n}.png") for n in range(1000)]
@@ -52,3 +72,155 @@ def test_room_is_given_back_after_an_error():
         except ValueError:
             pass
     assert room.held == 0
+
+
+def save(path, side=8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((side, side, 3), 100, np.uint8)).save(path)
+    return path
+
+
+def repeat(params, lr, noise):
+    image = lr.repeat(4, axis=1).repeat(4, axis=2)
+    return Restoration(image, image, image, image)
+
+
+def test_links_in_a_circle_are_followed_once(tmp_path):
+    picture = save(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "self").symlink_to(".")
+    (tmp_path / "a" / "up").symlink_to("../a")
+    (tmp_path / "a" / "b").symlink_to("../b")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "back").symlink_to("../a")
+    (tmp_path / "b" / "loop.png").symlink_to("loop.png")  # no picture, which is said later
+    (tmp_path / "other").symlink_to("a")  # no circle
+    found = {path.relative_to(tmp_path).as_posix() for path in find_sources(tmp_path, Path("out"))}
+    ways = ["a/1.png", "other/1.png", "b/back/1.png"]
+    loops = ["b/loop.png", "a/b/loop.png", "other/b/loop.png", "b/back/b/loop.png"]
+    assert found == {*ways, *loops} - {"b/back/b/loop.png"}
+    assert find_sources(tmp_path / "a", Path("out"))[0] == picture
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    save(tmp_path / "locked" / "1.png")
+    listdir = os.listdir
+
+    def refuse(folder):
+        if os.path.basename(folder) == "locked":
+            raise PermissionError(13, "Permission denied", folder)
+        return listdir(folder)
+
+    monkeypatch.setattr(image_io.os, "listdir", refuse)
+    with pytest.raises(PermissionError, match="locked"):
+        plan_jobs([tmp_path], tmp_path / "out", ".png")
+
+
+def test_folders_in_each_other(tmp_path):
+    inner, outer = save(tmp_path / "in" / "a.jpg"), tmp_path
+    jobs = [Job(inner, outer / "a.png")]
+    assert plan_jobs([inner.parent], outer, ".png") == (jobs, [])
+    save(outer / "a.png")  # its result: the inner folder is still as it was
+    assert plan_jobs([inner.parent], outer, ".png") == (jobs, [])
+    save(outer / "out" / "x.png")  # which is no picture to upscale
+    found, _ = plan_jobs([outer], outer / "out", ".png")
+    assert [job.source for job in found] == [outer / "a.png", inner]
+    (tmp_path / "link").symlink_to("in")
+    with pytest.raises(ValueError, match="in holds the pictures; choose another --out"):
+        plan_jobs([inner.parent], tmp_path / "link", ".png")
+
+
+@pytest.mark.parametrize("other_plan", [False, True])
+def test_processes_have_one_plan(other_plan):
+    with socket.create_server(("", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+    plans = [([Path("a.png")], 0), ([Path("a.png")], int(other_plan))]
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(meet_others, address, 2, i, plan) for i, plan in enumerate(plans)]
+        if other_plan:
+            for call, kind in zip(calls, (ValueError, ConnectionError), strict=True):
+                with pytest.raises(kind, match="process 1 has other options or sees other files"):
+                    call.result(20)
+        else:
+            assert [call.result(20) for call in calls] == [(0, 2), (1, 2)]
+
+
+def test_parts_of_killed_processes_are_cleared_away(tmp_path):
+    job = Job(save(tmp_path / "a.png"), tmp_path / "out" / "b" / "a.png")
+    job.target.parent.mkdir(parents=True)
+    dead, alive = (job.target.parent / f".upsr-{name}.part" for name in ("dead", "alive"))
+    dead.touch()
+    with alive.open("xb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run_jobs([job], Upscaler(repeat, {}), 0, False) == Counts(1, 0, 0)
+    assert sorted(os.listdir(job.target.parent)) == [alive.name, "a.png"]
+
+
+def test_a_result_that_is_being_written_is_locked(tmp_path, monkeypatch):
+    def look(descriptor):
+        (part,) = tmp_path.glob(".upsr-*.part")
+        with part.open("r+b") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    monkeypatch.setattr(image_io.os, "fsync", look)
+    image_io.write_image(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_results_that_pillow_finds_too_large_are_known_again(tmp_path, monkeypatch, suffix):
+    job = Job(save(tmp_path / "a.png"), tmp_path / f"b{suffix}")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # of the result's 1,024
+    assert run_jobs([job], Upscaler(repeat, {}), 0, False) == Counts(1, 0, 0)
+    assert run_jobs([job], Upscaler(repeat, {}), 0, False) == Counts(0, 1, 0)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_no_picture_is_decoded_before_there_is_room(tmp_path, monkeypatch):
+    jobs = [Job(save(tmp_path / f"{n}.png"), tmp_path / "out" / f"{n}.png") for n in range(8)]
+    read_image, write_image = collection.read_image, collection.write_image
+    decoded, most = [], []
+
+    def read(path):
+        decoded.append(path)
+        most.append(len(decoded))
+        time.sleep(0.02)  # so that the others could overtake
+        return read_image(path)
+
+    def write(path, *arguments):
+        write_image(path, *arguments)
+        decoded.pop()
+
+    monkeypatch.setattr(collection, "MAX_PIXELS", 64)
+    monkeypatch.setattr(collection, "read_image", read)
+    monkeypatch.setattr(collection, "write_image", write)
+    assert run_jobs(jobs, Upscaler(repeat, {}, batch=8), 0, False) == Counts(8, 0, 0)
+    assert max(most) == 1
+
+
+def test_a_picture_that_changes_meanwhile_is_not_taken_for_done(tmp_path, monkeypatch, capsys):
+    job = Job(save(tmp_path / "a.png"), tmp_path / "out" / "a.png")
+    read_image = collection.read_image
+
+    def read_then_change(path):
+        image = read_image(path)
+        save(path, side=9)
+        return image
+
+    monkeypatch.setattr(collection, "read_image", read_then_change)
+    assert run_jobs([job], Upscaler(repeat, {}), 0, False) == Counts(1, 0, 0)
+    assert run_jobs([job], Upscaler(repeat, {}), 0, False) == Counts(0, 0, 1)
+    assert "a.png exists already, and not as this command makes it" in capsys.readouterr().err
+
+
+def test_a_picture_that_vanishes_meanwhile_ends_no_other(tmp_path, monkeypatch, capsys):
+    jobs = [Job(save(tmp_path / f"{n}.png"), tmp_path / "out" / f"{n}.png") for n in range(3)]
+    count_pixels = collection.count_pixels
+
+    def count_then_remove(path):
+        pixels = count_pixels(path)
+        if path == jobs[1].source:
+            path.unlink()
+        return pixels
+
+    monkeypatch.setattr(collection, "count_pixels", count_then_remove)
+    assert run_jobs(jobs, Upscaler(repeat, {}), 0, False) == Counts(2, 0, 1)
+    assert capsys.readouterr().err.startswith(f"{jobs[1].source}: ")

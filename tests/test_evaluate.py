@@ -1,60 +1,43 @@
-"""Evaluation measures every image as a loop in NumPy does, and goes on where it stopped."""
+"""Evaluation measures every image as a loop in NumPy does."""
 
 import importlib
+import itertools
 import json
 from pathlib import Path
 
-import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from photos import draw_photo
 from scipy.signal import convolve2d
+from stand_in import (
+    SEED,
+    SIDES,
+    SIZES,
+    changed,
+    enlarge,
+    make_noisy_resize,
+    read,
+    write_set,
+)
 from tiny_model import random_params
 
-from configs import tiny
 from upsr_jax import eval_step
-from upsr_jax.checkpoint import save_model
 from upsr_jax.config import check_config
-from upsr_jax.data.test_sets import image_seed
+from upsr_jax.data.test_sets import Example, image_seed
 from upsr_jax.eval_step import check_eval
 from upsr_jax.evaluate import Evaluator, evaluate, evaluate_folders
-from upsr_jax.inference import Restoration
 from upsr_jax.metrics.niqe import niqe
 from upsr_jax.models.lpips import ALEXNET, LPIPS
 from upsr_jax.networks import apply
 from upsr_jax.pretrained import load_lpips_alex, load_pristine_model
+from upsr_jax.programs import local_mesh
 from upsr_jax.sharding import create_mesh
 from upsr_jax.tiling import noise_window
+from upsr_jax.timing import Timing
 
-# Of the low-resolution images: one is cut in tiles, and two share a file name.
-SIZES = {"a/x": (20, 24), "b/x": (16, 16), "large": (150, 50)}
-SIDES = (64, 128)
-SEED = 3
 CONFIGS = ["imagenet_test", "realsr", "realset65"]
-
-
-def enlarge(image):
-    return image.repeat(4, axis=-3).repeat(4, axis=-2)
-
-
-def make_noisy_resize(config: ConfigDict, fidelity: float = 0.0):
-    """Stand in for the networks: repeat pixels, add noise, darken the other images."""
-
-    def restore(params, lr, noise):
-        big = enlarge(lr)
-        weight = jnp.clip(jnp.abs(big), 0.4, 1)
-        return Restoration(jnp.clip(big + 0.2 * noise, -1, 1), big * 0.9, big * 0.8, weight)
-
-    return restore
-
-
-def make_nothing(config: ConfigDict, fidelity: float):
-    def restore(params, lr, noise):
-        raise AssertionError("there was something to do")
-
-    return restore
 
 
 def luma(image):
@@ -76,17 +59,6 @@ def ssim_y(image, hr):
     return np.mean(luminance * np.maximum(structure, 0))
 
 
-def write_pair(folder: Path, name: str, seed: int, height: int, width: int) -> None:
-    for kind, scale in (("gt", 4), ("lq", 1)):
-        path = folder / kind / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), draw_photo(seed, scale * height, scale * width)[..., ::-1])
-
-
-def read(path) -> np.ndarray:
-    return cv2.imread(str(path))[..., ::-1]
-
-
 @pytest.fixture(scope="module", autouse=True)
 def no_networks():
     with pytest.MonkeyPatch.context() as patch:
@@ -96,25 +68,7 @@ def no_networks():
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> ConfigDict:
-    """Pairs of different sizes and a model that fits the config."""
-    folder = tmp_path_factory.mktemp("pairs")
-    for seed, (name, size) in enumerate(SIZES.items()):
-        write_pair(folder, name, seed, *size)
-    config = tiny.get_config()
-    model = str(folder / "model")
-    config.eval.update(
-        model=model, gt=str(folder / "gt"), lr=str(folder / "lq"), seed=SEED, pictures=2
-    )
-    config.eval.update(sides=SIDES, per_device_batch=2, metrics=("psnr_y", "ssim_y", "lpips_alex"))
-    config.train.keep_best = "lpips_alex"
-    save_model(model, config, random_params(config))
-    return config.lock()
-
-
-def changed(config: ConfigDict, **settings) -> ConfigDict:
-    config = config.copy_and_resolve_references().unlock()
-    config.eval.update(**settings)
-    return config
+    return write_set(tmp_path_factory.mktemp("pairs")).lock()
 
 
 @pytest.fixture(scope="module")
@@ -192,8 +146,10 @@ def test_programs_are_compiled_per_shape(results):
     timing = results["timing"]
     assert timing["compilations"] == 2 + 2 * 3
     assert timing["images"] == 3
-    parts = [value for key, value in timing.items() if key.endswith("_seconds")]
-    assert all(value >= 0 for value in parts) and sum(parts) <= timing["seconds"] * 1.01
+    seconds = {key: value for key, value in timing.items() if key.endswith("_seconds")}
+    assert seconds.pop("threads_seconds") > 0
+    assert all(value >= 0 for value in seconds.values())
+    assert sum(seconds.values()) <= timing["seconds"] * 1.01
     assert 0 < timing["not_any_network_share"] < timing["not_networks_share"] < 1
 
 
@@ -201,7 +157,7 @@ def test_the_table_is_printed(config, workdir, results, capsys):
     evaluate(config, workdir)
     lines = capsys.readouterr().out.splitlines()
     assert "seed: 3" in lines
-    for line, metric in zip(lines[-3:], results["metrics"], strict=True):
+    for line, metric in zip(lines[-7:-4], results["metrics"], strict=True):
         mean, bicubic = results["means"][metric], results["means"][f"bicubic_{metric}"]
         interval = f"{mean['low']:.4f} .. {mean['high']:.4f}"
         assert line.split() == [
@@ -210,52 +166,27 @@ def test_the_table_is_printed(config, workdir, results, capsys):
             f"{mean['mean']:.4f}",
             *interval.split(),
         ]
+    timing = results["timing"]  # nothing was left to do, so it is still the first one
+    assert lines[-3].startswith(f"3 images in {timing['seconds']:.1f} s")
+    assert f"networks {timing['networks_seconds']:.1f}, lpips" in lines[-2]
+    assert lines[-1].startswith(f"overhead: {timing['not_any_network_share']:.1%} of the time")
 
 
-def test_only_what_is_missing_is_done(config, workdir, results, monkeypatch):
-    out = workdir / "evaluation"
-    monkeypatch.setattr(eval_step, "make_super_resolve", make_nothing)
-    assert evaluate(config, workdir)["images"] == results["images"]
-    (out / "images" / "b" / "x.png").unlink()
-    times = {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*.png")}
-    with (out / "rows.jsonl").open("a") as rows:
-        rows.write('{"name": "b/x", "psn')  # as a kill leaves it
-    with pytest.raises(AssertionError, match="something to do"):
-        evaluate(config, workdir)
-    monkeypatch.undo()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eval_step, "make_super_resolve", make_noisy_resize)
-        again = evaluate(config, workdir)
-    assert again["images"] == results["images"] and again["means"] == results["means"]
-    assert again["timing"]["images"] == 1
-    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+def test_without_ground_truth_no_image_waits_to_be_measured(config):
+    """Sizes differ, but not the networks' shape: the first are there before all are drawn."""
+    config = changed(config, gt="")
+    sides = (9, 20, 40)
+    drawn = []
 
+    def examples():
+        for size in itertools.product(sides, sides):
+            drawn.append(size)
+            yield Example(str(size), draw_photo(0, *size), None, "")
 
-def test_other_options_are_refused(config, workdir, results):
-    rows = (workdir / "evaluation" / "rows.jsonl").read_text()
-    with pytest.raises(ValueError, match="an evaluation with seed 3, not 4: choose another folder"):
-        evaluate(changed(config, seed=4), workdir)
-    assert (workdir / "evaluation" / "rows.jsonl").read_text() == rows
-
-
-def test_broken_images_are_listed_and_tried_again(config, tmp_path, capsys):
-    for i, name in enumerate("abc"):
-        write_pair(tmp_path, name, i, 16, 16)
-    broken = tmp_path / "lq" / "b.png"
-    whole = broken.read_bytes()
-    broken.write_bytes(whole[:100])
-    config = changed(config, gt=str(tmp_path / "gt"), lr=str(tmp_path / "lq"), metrics=("psnr_y",))
-    results = evaluate(config, tmp_path)
-    assert list(results["images"]) == ["a", "c"] and list(results["broken"]) == ["b"]
-    assert "b.png' can't be decoded" in results["broken"]["b"]
-    assert (results["protocol"]["images"], results["protocol"]["broken images"]) == (2, 1)
-    assert results["means"]["psnr_y"]["images"] == 2
-    printed = capsys.readouterr()
-    assert "b is broken: " in printed.err + printed.out
-    broken.write_bytes(whole)
-    results = evaluate(config, tmp_path)
-    assert list(results["images"]) == ["a", "b", "c"] and not results["broken"]
-    assert results["timing"]["images"] == 1
+    evaluate_fn = eval_step.make_evaluate_fn(config, ["niqe"], local_mesh(), Timing())
+    first = next(evaluate_fn({}, examples()))
+    assert first.restored.image.shape == (36, 36, 3)
+    assert len(drawn) < 9
 
 
 def test_a_model_that_gives_nan_is_reported(config, tmp_path, monkeypatch):
@@ -275,7 +206,8 @@ def test_without_ground_truth_what_needs_none_is_measured(config, tmp_path, monk
     assert list(results["metrics"]) == ["niqe"]
     expected = niqe(expected_image(config, "large"), load_pristine_model())
     assert results["images"]["large"]["niqe"] == pytest.approx(expected, rel=1e-4)
-    assert results["images"]["a/x"] == {"niqe": None, "lr": f"{lr}/a/x.png", "gt": None}
+    row = results["images"]["a/x"]
+    assert (row["niqe"], row["lr"], row["gt"]) == (None, f"{lr}/a/x.png", None)
     assert results["means"]["niqe"]["images"] == 1
     with pytest.raises(ValueError, match=r"psnr_y can't be measured without .* choose of niqe"):
         evaluate_folders(model, lr, None, tmp_path / "other", metrics=("psnr_y",))
@@ -331,8 +263,7 @@ def test_a_missing_set_is_named_with_where_to_get_it(name, config, tmp_path, mon
     whole = module.get_config()
     check_config(whole)
     check_eval(whole.eval)
-    tiny_networks = changed(config, **whole.eval.to_dict())
-    tiny_networks.eval.model = config.eval.model
+    tiny_networks = changed(config, **whole.eval.to_dict())  # no model is there either
     missing = whole.eval.gt or whole.eval.lr
     with pytest.raises(FileNotFoundError) as info:
         evaluate(tiny_networks, tmp_path)

@@ -84,6 +84,19 @@ def test_scores_are_kept_and_only_missing_ones_are_measured(tmp_path, pyiqa):
     assert len(metric.calls) == 2 and metric.calls[1][0].endswith("b/c.png")
 
 
+def test_the_score_of_an_image_that_changed_is_measured_again(tmp_path, pyiqa):
+    write_evaluation(tmp_path, IMAGES)
+    score(tmp_path, ["musiq"])
+    file = tmp_path / "results.json"
+    results = json.loads(file.read_text())
+    results["images"]["a"]["sha256"] = "2"
+    file.write_text(json.dumps(results))
+    assert with_scores(results, tmp_path)["images"]["a"]["pyiqa:musiq"] is None
+    pyiqa.metrics["musiq"].values["a.png"] = 50.0
+    assert score(tmp_path, ["musiq"])["means"]["pyiqa:musiq"]["mean"] == 45.0
+    assert len(pyiqa.metrics["musiq"].calls) == 3
+
+
 def test_another_version_measures_all_again(tmp_path, pyiqa, monkeypatch):
     write_evaluation(tmp_path, IMAGES)
     score(tmp_path, ["musiq"])

@@ -1,5 +1,7 @@
 """Images to evaluate on are found by name, read, or made from ground truths, the same each time."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -7,9 +9,12 @@ from ml_collections import ConfigDict
 from photos import draw_photo, write_photos
 
 from configs import tiny
+from upsr_jax.data import test_sets
 from upsr_jax.data.test_sets import (
     Broken,
+    Entry,
     centre_crop,
+    hash_files,
     image_seed,
     list_entries,
     make_read_fn,
@@ -72,6 +77,50 @@ def test_a_broken_image_has_a_reason(tmp_path):
     broken = read_or_reason(make_read_fn(config), entry)
     assert isinstance(broken, Broken)
     assert "60x64 pixels" in broken.reason and "would be 64x64" in broken.reason
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 40), (15, 64)])
+def test_a_ground_truth_too_small_to_be_degraded_is_broken(tmp_path, height, width):
+    cv2.imwrite(str(tmp_path / "a.png"), draw_photo(0, height, width))
+    config = config_of(gt=tmp_path, lr="")
+    (entry,) = list_entries(config.eval)
+    broken = read_or_reason(make_read_fn(config), entry)
+    assert isinstance(broken, Broken)
+    assert "a.png' has" in broken.reason and "but 16 are the least" in broken.reason
+
+
+def test_an_image_too_large_for_memory_is_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(test_sets, "MAX_PIXELS", 20 * 30)
+    for name, height in (("a", 20), ("b", 21)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), draw_photo(0, height, 30))
+    config = config_of(gt="", lr=tmp_path)
+    whole, broken = (
+        read_or_reason(make_read_fn(config), entry) for entry in list_entries(config.eval)
+    )
+    assert whole.lr.shape == (20, 30, 3)
+    assert "b.png' makes 30x21 low-resolution pixels, more than the 600" in broken.reason
+
+
+def test_a_folder_without_images_is_named_with_where_to_get_them(tmp_path):
+    config = config_of(gt="", lr=tmp_path, source="ask a friend")
+    with pytest.raises(FileNotFoundError, match=f"are not in '{tmp_path}': ask a friend"):
+        list_entries(config.eval)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), draw_photo(0, 16, 16))
+    (tmp_path / "a.png").rename(tmp_path / os.fsdecode(b"a\xff.png"))
+    with pytest.raises(ValueError, match=r"image 'a\\udcff' is not UTF-8: rename it"):
+        list_entries(config_of(gt="", lr=tmp_path).eval)
+
+
+def test_the_hash_is_of_all_bytes_of_both_files(tmp_path):
+    hashes = set()
+    for lr, gt in ((b"a", b"b"), (b"ab", b""), (b"b", b"a"), (b"a", b"c")):
+        (tmp_path / "lr").write_bytes(lr)
+        (tmp_path / "gt").write_bytes(gt)
+        hashes.add(hash_files(Entry("a", str(tmp_path / "lr"), str(tmp_path / "gt"))))
+    assert len(hashes) == 4
 
 
 def test_seeds_of_images_differ():

@@ -6,9 +6,9 @@ low-resolution images.
 """
 
 import itertools
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -103,7 +103,9 @@ def assemble(
         if piece.index == len(piece.corners) - 1:
             counts = _overlaps(piece.corners, shape[:2], sums[piece.name][0].shape[:2])
             totals = sums.pop(piece.name)
-            yield piece.name, [(total / counts)[:height, :width] for total in totals]
+            for total in totals:
+                total /= counts
+            yield piece.name, [total[:height, :width] for total in totals]
 
 
 def _overlaps(
@@ -115,14 +117,21 @@ def _overlaps(
     return counts
 
 
-def group(items: Iterable[T], key_fn: Callable[[T], Any], size: int) -> Iterator[list[T]]:
-    """Gather `size` items of one key at a time, in their order; the last of a key may be fewer."""
+def group(
+    items: Iterable[T], key_fn: Callable[[T], Any], size: int, most: int = sys.maxsize
+) -> Iterator[list[T]]:
+    """Gather `size` items of one key at a time, in their order; the last of a key may be fewer.
+
+    Should more than `most` wait for others of their keys, the largest group goes as it is.
+    """
     waiting: dict[Any, list[T]] = defaultdict(list)
     for item in items:
         key = key_fn(item)
         waiting[key].append(item)
         if len(waiting[key]) == size:
             yield waiting.pop(key)
+        elif sum(map(len, waiting.values())) > most:
+            yield waiting.pop(max(waiting, key=lambda key: len(waiting[key])))
     yield from waiting.values()
 
 
@@ -135,13 +144,3 @@ def share(items: Sequence[T], process: int, count: int) -> Sequence[T]:
     """Take one process's part of a list: as many in a row as every other, or one less."""
     bounds = [len(items) * i // count for i in (process, process + 1)]
     return items[bounds[0] : bounds[1]]
-
-
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """Run an iterator in a thread, one item before it is asked for."""
-    end = object()
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(next, items, end)
-        while (item := upcoming.result()) is not end:
-            upcoming = pool.submit(next, items, end)
-            yield item  # pyright: ignore[reportReturnType]

@@ -74,7 +74,9 @@ def upscale(
     try:
         jobs, problems = plan_jobs(images, out, f".{format}")
         prepare_folder(out)
-        process_id, processes = meet_others(coordinator, processes, process_id)
+        names = sorted(job.target.relative_to(out) for job in jobs)
+        plan = names, seed, model, tile, steps, sampler, min_noise, fidelity, overwrite
+        process_id, processes = meet_others(coordinator, processes, process_id, plan)
     except (OSError, ValueError) as error:
         fail(str(error))
     jobs = take_share(jobs, out, process_id, processes)
@@ -114,7 +116,10 @@ def evaluate(
     min_noise: MinNoise = None,
     fidelity: Fidelity = 0.0,
 ) -> None:
-    """Restore a folder and measure the results; start it again to go on where it was ended."""
+    """Restore a folder and measure the results; start it again to go on where it was ended.
+
+    A bad image is reported and the others are done (exit code 1).
+    """
     if pairs is not None and images is None:
         gt, lr = pairs
     elif images is not None and pairs is None:
@@ -126,7 +131,7 @@ def evaluate(
     from upsr_jax.upscaler import BUILT_IN_MODEL
 
     try:
-        evaluate_folders(
+        results = evaluate_folders(
             model or BUILT_IN_MODEL,
             lr,
             gt,
@@ -139,6 +144,9 @@ def evaluate(
         )
     except (OSError, ValueError, ImportError) as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        fail("stopped; the same command goes on from there.", code=130)
+    raise typer.Exit(1 if results["broken"] else 0)
 
 
 @app.command()

@@ -26,7 +26,7 @@ class Method(StrEnum):
 ModelFolder = Annotated[
     Path | None, typer.Option(help="Model folder.", show_default="the built-in one")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same bytes.")]
 Steps = Annotated[
     int | None, typer.Option(help="Steps of sampling.", show_default="as the model was trained")
 ]

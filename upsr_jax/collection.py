@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -17,20 +18,24 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from tqdm import tqdm
 
+from upsr_jax.checkpoint import file_sha256
 from upsr_jax.distributed import read_settings
 from upsr_jax.image_io import (
     MAX_PIXELS,
     READ_SUFFIXES,
     ImageError,
     check_storable,
+    count_pixels,
     find_images,
     read_image,
     read_note,
+    remove_parts,
+    without_limit,
     write_image,
 )
 from upsr_jax.roll_call import roll_call
@@ -55,15 +60,15 @@ class Counts(NamedTuple):
 def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], list[str]]:
     """List the pictures to upscale, and the problems with the inputs.
 
-    Raises ValueError if two pictures would have one result.
+    Raises ValueError if two pictures would have one result or `out` is one of the folders to
+    search, and OSError if a folder cannot be read.
     """
     sources, problems = {}, []
     for given in inputs:
         if os.path.isdir(given):
             pairs = [
                 (path, out / path.relative_to(given).with_suffix(suffix))
-                for path in map(Path, find_images(given))
-                if out.resolve() not in path.resolve().parents
+                for path in find_sources(given, out)
             ]
             if not pairs:
                 suffixes = ", ".join(READ_SUFFIXES)
@@ -75,25 +80,39 @@ def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], li
             problems.append(f"{given}: no such file.")
         for source, target in pairs:
             other = sources.setdefault(target, source)
-            if other.resolve() != source.resolve():
+            if other != source and os.path.realpath(other) != os.path.realpath(source):
                 raise ValueError(
                     f"{other} and {source} would both become {target}; rename one of them."
                 )
     return [Job(source, target) for target, source in sources.items()], problems
 
 
+def find_sources(folder: Path, out: Path) -> list[Path]:
+    """List the pictures in a folder, without the results if `out` lies in it."""
+    # Path.resolve fails on links in a circle.
+    above, below = (os.path.join(os.path.realpath(path), "") for path in (folder, out))
+    if above == below:
+        raise ValueError(f"{folder} holds the pictures; choose another --out for the results.")
+    found = map(Path, find_images(folder))
+    if not below.startswith(above):
+        return list(found)
+    return [path for path in found if not os.path.realpath(path).startswith(below)]
+
+
 def meet_others(
-    coordinator: str | None, processes: int | None, process_id: int | None
+    coordinator: str | None, processes: int | None, process_id: int | None, plan: Any
 ) -> tuple[int, int]:
     """Wait until all processes of the run are there; return which of them this is, of how many.
 
-    They share no JAX runtime, as no result needs two of them: should one be lost, the others still
-    end their shares. Raises ValueError or OSError, as `distributed.initialize` does.
+    All must have the same `plan`, by its repr. They share no JAX runtime, as no result needs two of
+    them: should one be lost, the others still end their shares. Raises ValueError or OSError, as
+    `distributed.initialize` does.
     """
     settings = read_settings(coordinator, processes, process_id, os.environ)
     if settings is None or settings.process_count == 1:
         return 0, 1
-    roll_call(settings, timeout=300)
+    digest = hashlib.sha256(repr(plan).encode()).hexdigest()
+    roll_call(settings._replace(plan=digest), timeout=300)
     if settings.local_device_ids:  # processes on one host, with a device each
         visible = ",".join(map(str, settings.local_device_ids))
         jax.config.update("jax_cuda_visible_devices", visible)
@@ -104,8 +123,7 @@ def meet_others(
 def take_share(jobs: list[Job], out: Path, process_id: int, process_count: int) -> list[Job]:
     """Choose the jobs of one process by the names of their results.
 
-    A name's process depends on nothing else, so processes agree without a word between them, even
-    where one lists the pictures before the others have written theirs.
+    A name's process depends on nothing else, so processes agree without a word between them.
     """
 
     def owner(job: Job) -> int:
@@ -118,11 +136,13 @@ def take_share(jobs: list[Job], out: Path, process_id: int, process_count: int) 
 def run_jobs(jobs: list[Job], upscaler: Upscaler, seed: int, overwrite: bool) -> Counts:
     """Upscale pictures, several at once, and report those that fail."""
     done = kept = failed = 0
+    for folder in {job.target.parent for job in jobs}:
+        remove_parts(folder)
     room = Room(MAX_PIXELS)  # so that many pictures take no more memory than the largest one
     # Twice the tiles that run at once, so that a batch fills while one runs; and those that read
     # and write.
     threads = min(len(jobs), 2 * upscaler.batch + (os.cpu_count() or 1))
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+    with warnings.catch_warnings(), without_limit(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore")  # here, as a thread can't do it for itself alone
         alone = len(jobs) == 1
         futures = {
@@ -136,7 +156,7 @@ def run_jobs(jobs: list[Job], upscaler: Upscaler, seed: int, overwrite: bool) ->
                 except ImageError as error:
                     tqdm.write(str(error), file=sys.stderr)
                     failed += 1
-                except (FloatingPointError, MemoryError) as error:
+                except (FloatingPointError, MemoryError, OSError) as error:
                     tqdm.write(f"{futures[future].source}: {error}", file=sys.stderr)
                     failed += 1
                 else:
@@ -144,6 +164,7 @@ def run_jobs(jobs: list[Job], upscaler: Upscaler, seed: int, overwrite: bool) ->
                     kept += not is_new
         except BaseException:
             upscaler.stop()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends what a second Ctrl-C finds running
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return Counts(done, kept, failed)
@@ -156,33 +177,35 @@ def run_job(
 
     Raises ImageError, before the work, if its result cannot be written.
     """
+    pixels = count_pixels(job.source)
+    # Before the picture is read: should it change meanwhile, the next run finds another one.
+    note = describe_result(job.source, upscaler, seed)
     if os.path.exists(job.target):
         if job.target.samefile(job.source):
             raise ImageError(f"{job.source}: its result would replace it; choose another --out.")
-        if read_note(job.target) == describe_result(job.source, upscaler, seed):
+        if read_note(job.target) == note:
             return False
         if not overwrite:
             raise ImageError(
                 f"{job.source}: {job.target} exists already, and not as this command makes it; "
                 "add --overwrite to replace it."
             )
-    image = read_image(job.source)
-    note = describe_result(job.source, upscaler, seed)
-    height, width, channels = image.shape
-    check_storable(job.target, 4 * height, 4 * width, has_alpha=channels == 4)
-    with room.hold(height * width):
+    with room.hold(pixels):
+        image = read_image(job.source)
+        height, width, channels = image.shape
+        check_storable(job.target, 4 * height, 4 * width, has_alpha=channels == 4)
         write_image(job.target, upscaler(image, seed, progress), overwrite, note)
     return True
 
 
 def describe_result(source: Path, upscaler: Upscaler, seed: int) -> str:
     """Name all that decides a result: the program, its options, and the picture by its SHA-256."""
-    try:
-        with source.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ImageError(f"{source}: cannot be read ({error.strerror}).") from error
-    options = {**upscaler.recipe, "tile": upscaler.tile, "seed": seed, "source": digest}
+    options = {
+        **upscaler.recipe,
+        "tile": upscaler.tile,
+        "seed": seed,
+        "source": file_sha256(source),
+    }
     return f"upsr_jax {importlib.metadata.version('upsr_jax')} {json.dumps(options)}"
 
 

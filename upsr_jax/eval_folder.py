@@ -4,55 +4,100 @@ A row is appended after its images are written, so a kill at any time loses no m
 at work. Several processes write rows of their own into one folder that all of them see.
 """
 
+import fcntl
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from upsr_jax.data.test_sets import Entry, hash_files
 from upsr_jax.files import write_json, write_whole
 from upsr_jax.image_io import write_image
 from upsr_jax.inference import Restoration
+from upsr_jax.run_setup import create_workdir
 
-OPTIONS, RESULTS = "options.json", "results.json"
+OPTIONS, RESULTS, LOCK = "options.json", "results.json", ".lock"
 
 
-def begin(out: Path, options: Mapping[str, Any]) -> None:
-    """Make the folder, or make ready to go on in it; call it on every process.
+@contextmanager
+def opened(out: Path, options: Mapping[str, Any], entries: Sequence[Entry]) -> Iterator[None]:
+    """Make the folder, or make it ready to go on, and keep other evaluations out of it meanwhile.
+
+    Call it on every process. Images that have to be done again lose their rows.
 
     Raises:
-      ValueError: it was begun with other options.
+      ValueError: it was begun with other options, or another evaluation is at work in it.
       OSError: it can't be written, or another host doesn't see it.
     """
     options = json.loads(json.dumps(options))
-    if jax.process_index() == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        if not (out / OPTIONS).exists():
-            write_json(out / OPTIONS, options)
-        if json.loads((out / OPTIONS).read_text()) == options:
-            for file in out.glob("rows*.jsonl"):
-                keep_whole_rows(file)
-            for part in out.rglob(".upsr-*.part"):  # of files that a kill kept from being written
-                part.unlink()
-    multihost_utils.sync_global_devices("evaluation folder")
-    if not (out / OPTIONS).exists():
-        raise FileNotFoundError(
-            f"process {jax.process_index()} doesn't see {out / OPTIONS}, which process 0 has "
-            "written: choose a folder that all hosts share"
-        )
-    begun = json.loads((out / OPTIONS).read_text())
-    differing = [key for key in begun | options if begun.get(key) != options.get(key)]
-    if differing:
-        key = differing[0]
+    create_workdir(out)
+    with (out / LOCK).open("a") as lock:
+        if jax.process_index() == 0:
+            _lock_or_raise(lock, out)
+            if not (out / OPTIONS).exists():
+                write_json(out / OPTIONS, options)
+        multihost_utils.sync_global_devices("evaluation options")
+        _check_options(out, options)
+        if jax.process_index() == 0:
+            _clean(out, {entry.name: entry for entry in entries})
+        multihost_utils.sync_global_devices("evaluation folder")
+        yield
+
+
+def _lock_or_raise(lock: TextIO, out: Path) -> None:
+    """Keep other processes out of the folder until this one closes the file or ends."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
         raise ValueError(
-            f"{out} holds an evaluation with {key} {begun.get(key)!r}, not {options.get(key)!r}: "
-            "choose another folder, or remove this one"
-        )
+            f"another process is evaluating into {out}: wait for its end, or choose another folder"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+
+
+def _check_options(out: Path, options: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the folder was begun with these options."""
+    try:
+        begun = json.loads((out / OPTIONS).read_text())
+    except ValueError as error:
+        raise ValueError(f"{out / OPTIONS} is damaged: remove {out}, or choose another") from error
+    for key in begun | options:
+        if begun.get(key) != options.get(key):
+            raise ValueError(
+                f"{out} holds an evaluation with {key} {begun.get(key)!r}, not "
+                f"{options.get(key)!r}: choose another folder, or remove this one"
+            )
+
+
+def _clean(out: Path, entries: Mapping[str, Entry]) -> None:
+    """Drop what a kill left half written, and the rows of images that have to be done again."""
+    for part in out.rglob(".upsr-*.part"):
+        part.unlink()
+    for file in out.glob("rows*.jsonl"):
+        rows = [row for row in _parse(file) if _is_kept(out, row, entries)]
+        write_whole(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _is_kept(out: Path, row: Mapping[str, Any], entries: Mapping[str, Entry]) -> bool:
+    """Tell whether an image was whole, is what it was then, and has its results."""
+    name = row["name"]
+    if "broken" in row:
+        return False
+    if name not in entries:  # it may be asked for again
+        return True
+    try:
+        unchanged = row.get("sha256") == hash_files(entries[name])
+    except OSError:
+        return False
+    return unchanged and all(file.exists() for file in image_files(out, name))
 
 
 class Rows:
@@ -74,21 +119,10 @@ class Rows:
         self.file.close()
 
 
-def keep_whole_rows(file: Path) -> None:
-    """Drop what a kill cut off, and broken images, which are tried again."""
-    rows = [row for row in _parse(file) if "broken" not in row]
-    write_whole(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
-
-
 def read_rows(out: Path) -> dict[str, dict[str, Any]]:
     """Read the rows of all processes, by the names of their images."""
     files = sorted(out.glob("rows*.jsonl"))
     return {row["name"]: row for file in files for row in _parse(file)}
-
-
-def is_done(out: Path, name: str, rows: Mapping[str, Any]) -> bool:
-    """Tell whether an image has its row and its files."""
-    return name in rows and all(file.exists() for file in image_files(out, name))
 
 
 def wait_for_rows(out: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -117,6 +151,18 @@ def save_images(out: Path, name: str, restored: Restoration) -> None:
     write_image(weight_file, weight.repeat(3, axis=-1), overwrite=True)
 
 
+def read_timing(out: Path) -> dict[str, Any] | None:
+    """Read the timing of the results that are there; None if there are no whole ones."""
+    try:
+        return json.loads((out / RESULTS).read_text())["timing"]
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def _parse(file: Path) -> list[dict[str, Any]]:
-    lines = file.read_bytes().splitlines(keepends=True)  # only a kill leaves one without its end
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+    """Read the rows of a file, but for one that a kill, or a full disk, cut off."""
+    rows = []
+    for line in file.read_bytes().splitlines():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows

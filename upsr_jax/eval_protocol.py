@@ -1,6 +1,7 @@
 """Write down everything that the numbers of an evaluation depend on."""
 
 import hashlib
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,7 @@ def describe_protocol(
         steps = 1 if method == "one_step" else config.sampler.steps
         sampler = {"sampler": method, "steps": steps, **config.prior}
     return {
+        "program": f"upsr_jax {importlib.metadata.version('upsr_jax')}",
         "model": settings.model or "the workdir's",
         "weights": fingerprint(params),
         "ground truth": (settings.gt or "none") + crop,

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from upsr_jax.batching import (
     SCALE,
     Piece,
-    ahead,
     assemble,
     canvas_side,
     check_sides,
@@ -21,6 +20,7 @@ from upsr_jax.batching import (
     group,
 )
 from upsr_jax.data.test_sets import Example, image_seed
+from upsr_jax.data.workers import map_ahead
 from upsr_jax.inference import Restoration, make_super_resolve
 from upsr_jax.metrics import HIGHER_IS_BETTER, psnr_y, ssim_y
 from upsr_jax.metrics.niqe import PristineModel, niqe
@@ -30,6 +30,8 @@ from upsr_jax.pretrained import load_lpips_alex, load_lpips_vgg
 from upsr_jax.programs import make_program, put_whole
 from upsr_jax.tiling import noise_window
 from upsr_jax.timing import Timing
+
+MOST_WAITING = 4  # batches of restored images: their memory, and what a kill loses
 
 PIXEL_METRICS = {"psnr_y": psnr_y, "ssim_y": ssim_y}
 LPIPS_METRICS = {"lpips_vgg": (VGG16, load_lpips_vgg), "lpips_alex": (ALEXNET, load_lpips_alex)}
@@ -66,8 +68,8 @@ def make_evaluate_fn(
 ) -> Callable[[Any, Iterable[Example]], Iterator[Measured]]:
     """Build `(params, examples) -> images, restored and measured`, as they get done.
 
-    The devices of this process, `mesh`, share a batch; examples are drawn one batch ahead, in a
-    thread. Host metrics (NIQE) are left to the caller.
+    The devices of this process, `mesh`, share a batch; the next one is made in a thread. Host
+    metrics (NIQE) are left to the caller.
     """
     settings = config.eval
     rows = settings.per_device_batch * mesh.size
@@ -76,6 +78,10 @@ def make_evaluate_fn(
         lambda params, batch: super_resolve(params, *batch), mesh, timing, "networks"
     )
     measure = make_measure_fn(metrics, mesh, timing)
+
+    def with_input(batch: list[Piece]) -> tuple[list[Piece], tuple[np.ndarray, np.ndarray]]:
+        with timing.beside():
+            return batch, stack(fill(batch, rows), settings.seed)
 
     def restore_all(params: Any, examples: Iterable[Example]) -> Iterator[Measured]:
         in_work: dict[str, Example] = {}
@@ -87,7 +93,7 @@ def make_evaluate_fn(
 
         def results() -> Iterator[tuple[Piece, Sequence[Any]]]:
             batches = group(pieces(), lambda piece: piece.pixels.shape, rows)
-            inputs = ahead((batch, stack(fill(batch, rows), settings.seed)) for batch in batches)
+            inputs = map_ahead(with_input, batches, num_workers=0, num_threads=1, ahead=2)
             for batch, arrays in timed(inputs, timing):
                 restored = restore(params, arrays)
                 yield from zip(batch, map(Restoration, *restored), strict=False)
@@ -99,10 +105,11 @@ def make_evaluate_fn(
         return tuple(canvas_side(side, settings.sides) for side in item.example.lr.shape[:2])
 
     def evaluate(params: Any, examples: Iterable[Example]) -> Iterator[Measured]:
-        for batch in group(restore_all(params, examples), canvas, rows):
-            if batch[0].example.hr is None:
-                yield from batch
-                continue
+        restored = restore_all(params, examples)
+        if not settings.gt:
+            yield from restored
+            return
+        for batch in group(restored, canvas, rows, most=MOST_WAITING * rows):
             with timing.spent("move"):
                 images = on_canvas(fill(batch, rows), canvas(batch[0]))
             values = measure(images)

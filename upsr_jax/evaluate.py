@@ -4,10 +4,10 @@ What a number depends on stands in `eval_protocol`. An image's result follows fr
 its name, the seed and the batch of a device, never from the other images or the devices.
 """
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,14 @@ from upsr_jax.batching import share
 from upsr_jax.checkpoint import load_model
 from upsr_jax.config import check_config
 from upsr_jax.data.degradation import to_bytes, to_unit
-from upsr_jax.data.test_sets import Broken, Example, list_entries, make_read_fn, read_or_reason
+from upsr_jax.data.test_sets import (
+    Broken,
+    Entry,
+    Example,
+    list_entries,
+    make_read_fn,
+    read_or_reason,
+)
 from upsr_jax.data.workers import map_ahead
 from upsr_jax.eval_protocol import describe_protocol
 from upsr_jax.eval_step import Measured, check_eval, host_metrics, make_evaluate_fn
@@ -38,7 +45,7 @@ from upsr_jax.report import write_report
 from upsr_jax.run_checkpoints import read_checkpoint
 from upsr_jax.scores import with_scores
 from upsr_jax.sharding import replicated
-from upsr_jax.timing import Timing
+from upsr_jax.timing import Timing, timing_lines
 
 THREADS = 4  # that read ahead, and as many that write
 
@@ -147,11 +154,13 @@ def stack_strips(strips: list[np.ndarray]) -> np.ndarray:
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Evaluate config.eval.model, or the last checkpoint in `workdir`, into `workdir/evaluation`.
 
-    See `evaluate_set` for what it gets.
+    Every device has a whole copy of the networks and images of its own, whatever config.mesh says,
+    which is for training. See `evaluate_set` for what it gets.
     """
     check_config(config)
     workdir = Path(workdir)
-    return evaluate_set(config, load_params(config, workdir), workdir / "evaluation")
+    entries = list_entries(config.eval)  # before a model is asked for: sets take longer to get
+    return evaluate_set(config, entries, load_params(config, workdir), workdir / "evaluation")
 
 
 def evaluate_folders(
@@ -191,48 +200,62 @@ def evaluate_folders(
     )
     config.degradation = dict(use_sharp=False)  # unused: both folders hold what they should
     params = take_networks(model, config, params, config, ["estimator", config.network])
-    return evaluate_set(config, params, Path(out))
+    return evaluate_set(config, list_entries(config.eval), params, Path(out))
 
 
-def evaluate_set(config: ConfigDict, params: Mapping[str, Any], out: Path) -> dict[str, Any]:
+def evaluate_set(
+    config: ConfigDict, entries: Sequence[Entry], params: Mapping[str, Any], out: Path
+) -> dict[str, Any]:
     """Restore and measure the images of config.eval; write and return `out/results.json`.
 
     `out` also gets the images, their noise weights and rows.jsonl as they are done, and the report
-    at the end; the same call does only what is missing. Processes share the images and the folder.
-    A broken image is reported, listed as such, and part of no mean. Protocol and means are printed.
+    at the end; the same call does only what is missing, or has changed. Processes share the images
+    and the folder. A broken image is reported, listed as such, and part of no mean. Protocol, means
+    and timing are printed; the timing is of the last images that process 0 restored.
 
     Raises:
       OSError: something can't be written.
-      ValueError: the folder was begun with other options, or the config asks for what can't be.
+      ValueError: the folder was begun with other options, is in use or holds the images to evaluate
+        on; or the config asks for what can't be.
     """
     check_eval(config.eval)
-    entries, metrics = list_entries(config.eval), measurable(config.eval)
+    check_apart(config.eval, out)
+    metrics = measurable(config.eval)
     protocol = describe_protocol(config, params, metrics)
-    eval_folder.begin(out, protocol)
-    rows = eval_folder.read_rows(out)
-    own = share(entries, jax.process_index(), jax.process_count())
-    missing = [entry for entry in own if not eval_folder.is_done(out, entry.name, rows)]
-    timing = Timing()
-    if missing:
-        run(config, params, metrics, missing, out, timing)
-    timings = timing.summary(len(missing))
-    rows = eval_folder.wait_for_rows(out, [entry.name for entry in entries])
-    results = with_scores(summarize(protocol, metrics, rows), out)
-    devices = {"processes": jax.process_count(), "devices": jax.device_count()}
-    results["timing"] = timings | devices
-    if jax.process_index() == 0:
-        write_json(out / eval_folder.RESULTS, results)
-        write_report(out)
-        print(*(f"{key}: {value}" for key, value in results["protocol"].items()), sep="\n")
-        print(f"\n{means_table(results)}")
+    with eval_folder.opened(out, protocol, entries):
+        rows = eval_folder.read_rows(out)
+        own = share(entries, jax.process_index(), jax.process_count())
+        missing = [entry for entry in own if entry.name not in rows]
+        timing = Timing()
+        if missing:
+            run(config, params, metrics, missing, out, timing)
+        devices = {"processes": jax.process_count(), "devices": jax.device_count()}
+        timings = timing.summary() | devices
+        rows = eval_folder.wait_for_rows(out, [entry.name for entry in entries])
+        results = with_scores(summarize(protocol, metrics, rows), out)
+        results["timing"] = timings if timing.images else eval_folder.read_timing(out) or timings
+        if jax.process_index() == 0:
+            write_json(out / eval_folder.RESULTS, results)
+            write_report(out)
+            print(*(f"{key}: {value}" for key, value in results["protocol"].items()), sep="\n")
+            print(f"\n{means_table(results)}\n\n{timing_lines(results['timing'])}")
     return results
+
+
+def check_apart(settings: ConfigDict, out: Path) -> None:
+    """Raise ValueError if results would lie among the images, and be taken for some later."""
+    for folder in filter(None, (settings.gt, settings.lr)):
+        if out.resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(
+                f"{out} lies in {folder}, where the images to evaluate on are: choose another place"
+            )
 
 
 def run(
     config: ConfigDict,
     params: Mapping[str, Any],
     metrics: Sequence[str],
-    entries: Sequence[Any],
+    entries: Sequence[Entry],
     out: Path,
     timing: Timing,
 ) -> None:
@@ -242,12 +265,13 @@ def run(
         evaluate_fn = make_evaluate_fn(config, metrics, mesh, timing)
         params = put_whole(params, mesh)
         pristine = load_pristine_model()
+        read_fn = make_read_fn(config)
     files = {entry.name: {"lr": entry.lr, "gt": entry.gt} for entry in entries}
     rows = eval_folder.Rows(out)
     progress = tqdm(total=len(entries), unit="image", disable=jax.process_index() != 0)
 
     def report_broken(broken: Broken) -> None:
-        progress.write(f"{broken.name} is broken: {broken.reason}")
+        progress.write(f"{broken.name} is broken: {broken.reason}", file=sys.stderr)
         rows.append({"name": broken.name, "broken": broken.reason})
 
     def readable(images: Iterable[Example | Broken]) -> Iterator[Example]:
@@ -258,23 +282,28 @@ def run(
             else:
                 yield image
 
+    def read(entry: Entry) -> Example | Broken:
+        with timing.beside():
+            return read_or_reason(read_fn, entry)
+
     def finish(item: Measured) -> None:
         name = item.example.name
         if not np.isfinite(item.restored.image).all():
             return report_broken(Broken(name, "the model gave NaN or infinity"))
-        eval_folder.save_images(out, name, item.restored)
-        values = item.values | host_metrics(metrics, item.restored, pristine)
+        with timing.beside():
+            eval_folder.save_images(out, name, item.restored)
+            values = item.values | host_metrics(metrics, item.restored, pristine)
         numbers = {key: finite(values[key]) for key in columns(metrics)}
-        rows.append({"name": name, **numbers, **files[name]})
+        rows.append({"name": name, **numbers, **files[name], "sha256": item.example.sha256})
 
-    read = partial(read_or_reason, make_read_fn(config))
     images = map_ahead(read, entries, num_workers=0, num_threads=THREADS, ahead=2 * THREADS)
     writing: deque[Future] = deque()
     with progress, ThreadPoolExecutor(THREADS) as pool:
         try:
             for item in evaluate_fn(params, readable(images)):
+                timing.images += 1
                 writing.append(pool.submit(finish, item))
-                if len(writing) > 2 * THREADS:
+                while writing and (len(writing) > 2 * THREADS or writing[0].done()):
                     wait(writing, progress, timing)
             while writing:
                 wait(writing, progress, timing)

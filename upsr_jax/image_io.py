@@ -6,11 +6,12 @@ Errors are ImageError, one sentence each.
 """
 
 import contextlib
+import fcntl
 import io
 import os
 import secrets
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 2**26  # the result has 16 times as many, 3 GiB of them
+TOO_LARGE = f"more than {MAX_PIXELS:,} pixels, the most that is read; cut it into parts."
 
 # TIFF tags. Of 16-bit grey, Pillow decodes rightly what uses all 16 bits and means black by 0.
 BITS_PER_SAMPLE, PHOTOMETRIC, ZERO_IS_BLACK = 258, 262, 1
@@ -50,14 +52,10 @@ class ImageError(ValueError):
 def find_images(folder: str | Path) -> list[str]:
     """List the image files in a folder and its subfolders, by their suffix, sorted.
 
-    Links are followed, and files left out whose names begin with a dot.
+    Links are followed, but not in a circle, and files left out whose names begin with a dot. There
+    are none in a missing folder; one that cannot be read raises OSError.
     """
-    return sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(READ_SUFFIXES) and not name.startswith(".")
-    )
+    return sorted(_walk(os.fspath(folder), ())) if os.path.isdir(folder) else []
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "h w c"]:
@@ -66,10 +64,14 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w c"]:
     Returns RGB, or RGBA if any pixel is not opaque. Raises ImageError for anything but one whole
     still image of at most MAX_PIXELS pixels; nothing is decoded before the size is known.
     """
-    try:
-        return to_pixels(_decode(Path(path)))
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
+    with _open(path) as image:
+        return to_pixels(image)
+
+
+def count_pixels(path: str | Path) -> int:
+    """Tell from its header how many pixels a photo has; raise ImageError as `read_image` does."""
+    with _open(path) as image:
+        return image.width * image.height
 
 
 def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
@@ -107,8 +109,8 @@ def write_image(
     """Write RGB or RGBA under a temporary name beside `path`, then give it its name at once.
 
     `note` goes into the file's EXIF data, where `read_note` finds it. Folders are made as needed.
-    A kill leaves at most a hidden `.upsr-*.part`. Raises ImageError if `path` exists (unless
-    `overwrite`) or cannot be written.
+    A kill leaves at most a hidden `.upsr-*.part`, for `remove_parts`. Raises ImageError if `path`
+    exists (unless `overwrite`) or cannot be written.
     """
     path = Path(path)
     check_storable(path, *image.shape[:2], has_alpha=image.shape[2] == 4)
@@ -117,6 +119,8 @@ def write_image(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "xb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             exif = _exif(note)
             Image.fromarray(image).save(file, encoder.format, exif=exif, **encoder.options)
             file.flush()
@@ -129,44 +133,89 @@ def write_image(
             part.unlink()
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove what killed processes left of unfinished files; the others hold theirs locked."""
+    for part in folder.glob(".upsr-*.part"):
+        with contextlib.suppress(OSError), open(part, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+
+
 def read_note(path: str | Path) -> str | None:
-    """Read the note that an image was written with, from its header; None if there is none."""
+    """Read the note that an image was written with, from its header; None if there is none.
+
+    Pillow opens the results of photos above 11 megapixels only `without_limit`.
+    """
     try:
         with Image.open(path) as image:
-            return image.getexif().get(SOFTWARE)
+            exif = Image.Exif()
+            exif.load(image.info["exif"])  # getexif would decode all of a PNG to look behind it
+            return exif.get(SOFTWARE)
     except Exception:  # decoders raise anything on damaged files
         return None
 
 
-def _decode(path: Path) -> Image.Image:
-    if not os.path.exists(path):  # unlike Path.exists, it never raises
-        raise ImageError("no such file.")
-    if not path.is_file():
-        raise ImageError("not a file.")
-    if path.stat().st_size == 0:
-        raise ImageError("the file is empty (0 bytes); get it again.")
+@contextlib.contextmanager
+def without_limit() -> Iterator[None]:
+    """Let Pillow open files of any size, in all threads; `read_image` has its own limit."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            yield from _walk(path, (*above, real))
+        elif name.lower().endswith(READ_SUFFIXES) and not name.startswith("."):
+            yield path
+
+
+@contextlib.contextmanager
+def _open(path: str | Path) -> Iterator[Image.Image]:
+    """Open a photo, not decoded yet; what goes wrong with it, then or later, is an ImageError."""
+    try:
+        _check_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are checked here
             with Image.open(path, formats=READ_FORMATS) as image:
                 _check_readable(image)
-                image.load()
-                return ImageOps.exif_transpose(image)
-    except ImageError:
-        raise
-    except PermissionError as error:
-        raise ImageError("no permission to read it.") from error
-    except UnidentifiedImageError as error:
-        raise ImageError("not a whole JPEG, PNG, WebP, BMP or TIFF image.") from error
-    except Image.DecompressionBombError as error:
-        raise _too_large() from error
+                yield image
     except Exception as error:  # decoders raise anything on damaged files
-        raise ImageError(f"damaged or cut short ({error}); get a whole copy.") from error
+        raise ImageError(f"{path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case ImageError():
+            return str(error)
+        case PermissionError():
+            return "no permission to read it."
+        case UnidentifiedImageError():
+            return "not a whole JPEG, PNG, WebP, BMP or TIFF image."
+        case Image.DecompressionBombError():
+            return TOO_LARGE
+    return f"damaged or cut short ({error}); get a whole copy."
+
+
+def _check_file(path: str | Path) -> None:
+    if not os.path.exists(path):  # unlike Path.exists, it never raises
+        raise ImageError("no such file.")
+    if not os.path.isfile(path):
+        raise ImageError("not a file.")
+    if os.path.getsize(path) == 0:
+        raise ImageError("the file is empty (0 bytes); get it again.")
 
 
 def _check_readable(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
-        raise _too_large()
+        raise ImageError(TOO_LARGE)
     # A phone's JPEG of format MPO hides a depth map or a second view behind the photo.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise ImageError("holds more than one picture; save the one you mean.")
@@ -174,10 +223,6 @@ def _check_readable(image: Image.Image) -> None:
         layout = image.getexif().get(BITS_PER_SAMPLE), image.getexif().get(PHOTOMETRIC)
         if layout != (16, ZERO_IS_BLACK):
             raise ImageError("this kind of 16-bit TIFF is not supported; save it as 8-bit RGB.")
-
-
-def _too_large() -> ImageError:
-    return ImageError(f"more than {MAX_PIXELS:,} pixels, the most that is read; cut it into parts.")
 
 
 def _scale_to_8_bits(image: Image.Image) -> Image.Image:

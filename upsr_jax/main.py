@@ -42,6 +42,8 @@ def main(_: list[str]) -> None:
             train_and_evaluate(CONFIG.value, workdir, profile)
         else:
             evaluate(CONFIG.value, workdir)
+    except KeyboardInterrupt:  # of an evaluation; training ends after a step instead
+        distributed.leave("upsr_jax: stopped; the same command goes on from there")
     except Exception as error:
         mendable = isinstance(error, OSError | ValueError | FloatingPointError | ImportError)
         sentence = distributed.explain(error) or (str(error) if mendable else None)

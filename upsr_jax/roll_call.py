@@ -17,6 +17,7 @@ class Settings(NamedTuple):
     process_count: int
     process_id: int
     local_device_ids: list[int] | None = None  # None: all that the process sees
+    plan: str = "any"  # a digest of what all have to agree on
 
 
 def roll_call(settings: Settings, timeout: int) -> None:
@@ -84,14 +85,14 @@ def _admit(
     """Put the process that has connected with those that wait; drop what is no process of ours."""
     connection.settimeout(5)
     try:
-        line = connection.makefile(errors="replace").readline(100)
+        line = connection.makefile(errors="replace").readline(200)
     except OSError:
         line = ""
-    match = re.fullmatch(r"upsr_jax process (\d+) of (\d+)\n", line)
+    match = re.fullmatch(r"upsr_jax process (\d+) of (\d+), plan (\w+)\n", line)
     if match is None:
         connection.close()
         return
-    process_id, process_count = map(int, match.groups())
+    process_id, process_count, plan = int(match[1]), int(match[2]), match[3]
     contradiction = None
     if process_count != settings.process_count:
         contradiction = (
@@ -102,6 +103,11 @@ def _admit(
         contradiction = (
             f"two processes came as process {process_id}: start each with its own --process_id, "
             f"from 0 to {settings.process_count - 1}"
+        )
+    elif plan != settings.plan:
+        contradiction = (
+            f"process {process_id} has other options or sees other files than process 0: start all "
+            "with the same command, on a folder that they share"
         )
     if contradiction:
         _answer(connection, contradiction)
@@ -124,8 +130,8 @@ def _report_to_coordinator(settings: Settings, timeout: int) -> None:
         try:
             address = (host.strip("[]"), int(port))
             with socket.create_connection(address, timeout=min(left, 10)) as connection:
-                line = f"upsr_jax process {settings.process_id} of {settings.process_count}\n"
-                connection.sendall(line.encode())
+                who = f"process {settings.process_id} of {settings.process_count}"
+                connection.sendall(f"upsr_jax {who}, plan {settings.plan}\n".encode())
                 connection.settimeout(left + 5)  # process 0 knows best who is missing
                 answer = connection.makefile(errors="replace").readline(1000)
             trouble = "it, or what else is there, hung up or speaks another language"

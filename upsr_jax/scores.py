@@ -5,6 +5,7 @@ no dependency of ours: its licence (PolyForm Noncommercial) is for its users to 
 """
 
 import copy
+import importlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +28,8 @@ SAVE_EVERY = 50  # images
 def score(out: Path, names: Sequence[str]) -> dict[str, Any]:
     """Add metrics of pyiqa to the results and the report of a finished evaluation in `out`.
 
-    They are measured on the 8-bit images, and on the ground truth where a metric compares. What has
-    been measured before is kept, whatever is done to the evaluation later.
+    They are measured on the 8-bit images, and on the ground truth where a metric compares. Scores
+    stay when the evaluation is run again, but for images that have changed.
 
     Returns:
       The results, with each metric as "pyiqa:NAME".
@@ -50,7 +51,7 @@ def score(out: Path, names: Sequence[str]) -> dict[str, Any]:
 def make_metric(name: str) -> tuple[Callable[..., float], dict[str, Any]]:
     """Make a metric of pyiqa `(image file[, ground truth file]) -> number`, and describe it."""
     try:
-        import pyiqa
+        pyiqa = importlib.import_module("pyiqa")
     except ImportError as error:
         raise ImportError(
             f"upsr score needs pyiqa, which can't be imported ({error}): read its licence, then "
@@ -88,20 +89,26 @@ def measure(
             "metric that needs none"
         )
     scores = read_scores(out)
-    values = scores.get(name, {}).get("values", {})
-    if scores.get(name, about)["version"] != about["version"]:
-        values = {}  # numbers of two versions make no mean
+    old = scores.get(name, {"version": None, "values": {}})
+    # Numbers of two versions make no mean.
+    values = dict(old["values"]) if old["version"] == about["version"] else {}
     scores[name] = {**about, "values": values}
-    missing = [image for image in results["images"] if image not in values]
+    missing = [
+        image
+        for image, row in results["images"].items()
+        if values.get(image, {}).get("sha256") != row["sha256"]
+    ]
     for number, image in enumerate(tqdm(missing, desc=name, unit="image"), 1):
         restored, _ = image_files(out, image)
-        truth = [results["images"][image]["gt"]] if about["compares"] else []
+        row = results["images"][image]
+        truth = [row["gt"]] if about["compares"] else []
         try:
             value = metric(restored, *truth)
         except Exception as error:  # a small or a lost image ends no mean over the others
             tqdm.write(f"{name} can't measure {image}: {describe(error)}")
             continue
-        values[image] = value if np.isfinite(value) else None
+        value = value if np.isfinite(value) else None
+        values[image] = {"value": value, "sha256": row["sha256"]}
         if number % SAVE_EVERY == 0:
             write_json(out / SCORES, scores)
     write_json(out / SCORES, scores)
@@ -113,7 +120,10 @@ def describe(error: Exception) -> str:
 
 
 def read_scores(out: Path) -> dict[str, dict[str, Any]]:
-    """Read what was measured so far: {metric: {version, higher_is_better, values by image}}."""
+    """Read what was measured so far: {metric: {version, higher_is_better, values: {image: …}}}.
+
+    Each value stands beside the hash of the files that the image was evaluated from.
+    """
     file = out / SCORES
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
@@ -125,7 +135,8 @@ def with_scores(results: Mapping[str, Any], out: Path) -> dict[str, Any]:
     for name, scored in read_scores(out).items():
         key = f"pyiqa:{name}"
         for image, row in images.items():
-            row[key] = scored["values"].get(image)
+            found = scored["values"].get(image, {})
+            row[key] = found["value"] if found.get("sha256") == row["sha256"] else None
         if mean := mean_over(images.values(), key):
             results["means"][key] = mean
             results["metrics"][key] = scored["higher_is_better"]

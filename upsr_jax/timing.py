@@ -1,45 +1,73 @@
 """Tell what an evaluation's time goes into: seconds of the main thread, and compilations."""
 
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+PARTS = ("setup", "compile", "read", "move", "networks", "lpips", "metrics", "write")
 
 
 class Timing:
-    """Seconds by what they went into, since it was made, and how often a program was compiled."""
+    """Seconds by what they went into, since it was made; images restored, programs compiled."""
 
     def __init__(self):
         self.started = time.perf_counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.images = 0
         self.compilations = 0
+        self.threads_lock = threading.Lock()
 
     @contextmanager
     def spent(self, name: str) -> Iterator[None]:
-        """Count the time inside under a name."""
+        """Count the main thread's time inside under a name."""
         start = time.perf_counter()
         try:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - start
 
-    def summary(self, images: int) -> dict[str, float | int]:
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Count the processor time that another thread takes inside."""
+        start = time.thread_time()
+        try:
+            yield
+        finally:
+            with self.threads_lock:
+                self.seconds["threads"] += time.thread_time() - start
+
+    def summary(self) -> dict[str, float | int]:
         """List seconds, and shares of the time without loading and compiling.
 
         `not_networks_share` is what goes into anything but the model's networks;
         `not_any_network_share` leaves out those of LPIPS too, and so is what reading, moving,
-        writing and waiting cost.
+        writing and waiting cost. `threads_seconds` of a processor were taken beside the main
+        thread by decoding, NIQE and encoding: where cores are few, networks run longer for them.
         """
         total = time.perf_counter() - self.started
         running = max(total - self.seconds["setup"] - self.seconds["compile"], 1e-9)
         networks, lpips = self.seconds["networks"], self.seconds["lpips"]
-        parts = ("setup", "compile", "read", "move", "networks", "lpips", "metrics", "write")
         return {
-            "images": images,
+            "images": self.images,
             "seconds": total,
-            **{f"{part}_seconds": self.seconds[part] for part in parts},
+            **{f"{part}_seconds": self.seconds[part] for part in (*PARTS, "threads")},
             "not_networks_share": 1 - networks / running,
             "not_any_network_share": 1 - (networks + lpips) / running,
-            "images_per_second": images / running,
+            "images_per_second": self.images / running,
             "compilations": self.compilations,
         }
+
+
+def timing_lines(timing: Mapping[str, float | int]) -> str:
+    """Lay out a summary in lines of text."""
+    parts = ", ".join(f"{part} {timing[f'{part}_seconds']:.1f}" for part in PARTS)
+    return (
+        f"{timing['images']} images in {timing['seconds']:.1f} s, "
+        f"{timing['images_per_second']:.3g} a second without setup and compiling, "
+        f"{timing['compilations']} programs compiled\n"
+        f"seconds: {parts}; beside them threads {timing['threads_seconds']:.1f}\n"
+        f"overhead: {timing['not_any_network_share']:.1%} of the time without setup and compiling "
+        "went into neither the networks nor LPIPS"
+    )

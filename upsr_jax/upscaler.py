@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float, UInt8
 from PIL import Image
 from tqdm import tqdm
@@ -30,7 +30,7 @@ from upsr_jax.inference import (
     padded_side,
     with_options,
 )
-from upsr_jax.programs import local_mesh, put_whole
+from upsr_jax.programs import SPLIT, WHOLE, local_mesh, put_whole
 from upsr_jax.tile_batcher import TileBatcher
 from upsr_jax.tiling import blend_bands, noise_window, pad_reflect, tile_grid
 
@@ -195,15 +195,11 @@ def split_tiles(
     Each device runs the same program on its own tiles and none talks to another, so that results
     don't depend on how many there are.
     """
-    whole, split = PartitionSpec(), PartitionSpec(*mesh.axis_names)
+    specs = WHOLE, SPLIT, SPLIT
     on_each_device = jax.shard_map(
-        super_resolve, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False
+        super_resolve, mesh=mesh, in_specs=specs, out_specs=SPLIT, check_vma=False
     )
-    return jax.jit(
-        on_each_device,
-        in_shardings=[NamedSharding(mesh, spec) for spec in (whole, split, split)],
-        out_shardings=NamedSharding(mesh, split),
-    )
+    return jax.jit(on_each_device, in_shardings=[NamedSharding(mesh, spec) for spec in specs])
 
 
 def _as_pixels(image: np.ndarray | Image.Image) -> UInt8[np.ndarray, "h w c"]:

@@ -91,6 +91,7 @@ def test_stops_and_kills_lose_and_repeat_nothing_on_eight_devices(folder, alone,
     line = f"{PICTURES} of {PICTURES} upscaled into {tmp_path}, {len(earlier)} of them earlier\n"
     assert run.stdout == line
     assert files_of(tmp_path) == alone
+    assert not list(tmp_path.rglob(".upsr-*"))  # nor is anything left of the killed ones
     marks = marks_of(tmp_path)
     assert {path: marks[path] for path in earlier} == earlier
 

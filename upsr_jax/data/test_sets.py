@@ -10,7 +10,11 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from upsr_jax.data.degradation import degrade, to_bytes, to_unit
-from upsr_jax.data.sources import Pair, PairFiles, by_stem, list_pairs, read_image, read_pair
+from upsr_jax.data.sources import PairFiles, by_stem, list_pairs, read_image, read_pair
+from upsr_jax.image_io import find_images
+
+MIN_SIDE = 16  # of a ground truth that is degraded: less may be scaled to nothing on the way
+MAX_PIXELS = 2**21  # of a low-resolution image: each takes 17 kB of memory where LPIPS is measured
 
 
 class Entry(NamedTuple):
@@ -27,6 +31,7 @@ class Example(NamedTuple):
     name: str
     lr: UInt8[np.ndarray, "h w 3"]
     hr: UInt8[np.ndarray, "4*h 4*w 3"] | None
+    sha256: str  # of the entry's files
 
 
 class Broken(NamedTuple):
@@ -39,11 +44,11 @@ class Broken(NamedTuple):
 def list_entries(settings: ConfigDict) -> list[Entry]:
     """List the images of config.eval, sorted by name.
 
-    Raises FileNotFoundError, with where to get them, if a folder is missing, and ValueError if an
-    image of a pair is.
+    Raises FileNotFoundError, with where to get them, if a folder is missing or has no image, and
+    ValueError if an image of a pair is missing or a name is no text.
     """
     for folder in filter(None, (settings.gt, settings.lr)):
-        if not Path(folder).is_dir():
+        if not (Path(folder).is_dir() and find_images(folder)):
             raise FileNotFoundError(
                 f"The images to evaluate on are not in '{Path(folder).absolute()}': "
                 f"{settings.source}."
@@ -59,6 +64,9 @@ def list_entries(settings: ConfigDict) -> list[Entry]:
         raise ValueError(
             "config.eval.gt and config.eval.lr are both empty: name a folder of images"
         )
+    for entry in entries:
+        if entry.name.encode(errors="ignore").decode() != entry.name:  # reports couldn't show it
+            raise ValueError(f"The name of image {entry.name!a} is not UTF-8: rename it.")
     return entries[: settings.max_images]
 
 
@@ -73,17 +81,36 @@ def make_read_fn(config: ConfigDict) -> Callable[[Entry], Example]:
         raise ValueError("evaluation compares with unsharpened images: set use_sharp to False")
 
     def read(entry: Entry) -> Example:
+        sha256 = hash_files(entry)  # before they are read, so that a later change is seen
         if entry.gt is None:
-            return Example(entry.name, read_image(str(entry.lr)), None)
-        if entry.lr is not None:
-            pair = read_pair(PairFiles(entry.gt, entry.lr))
+            lr, hr = read_image(str(entry.lr)), None
+        elif entry.lr is not None:
+            hr, lr = read_pair(PairFiles(entry.gt, entry.lr))
         else:
             hr = centre_crop(read_image(entry.gt), settings.crop_size)
+            if hr.shape[0] < MIN_SIDE:
+                raise ValueError(
+                    f"'{entry.gt}' has {hr.shape[0]} pixels a side after cropping, but {MIN_SIDE} "
+                    "are the least that is degraded."
+                )
             rng = np.random.default_rng(image_seed(settings.seed, entry.name))
-            pair = Pair(hr, to_bytes(degrade(rng, to_unit(hr), **degradation)))
-        return Example(entry.name, pair.lr, pair.hr)
+            lr = to_bytes(degrade(rng, to_unit(hr), **degradation))
+        height, width = lr.shape[:2]
+        if height * width > MAX_PIXELS:
+            raise ValueError(
+                f"'{entry.lr or entry.gt}' makes {width}x{height} low-resolution pixels, more than "
+                f"the {MAX_PIXELS:,} that are measured at once: cut it into parts."
+            )
+        return Example(entry.name, lr, hr, sha256)
 
     return read
+
+
+def hash_files(entry: Entry) -> str:
+    """Hash the bytes of an entry's files; raises OSError if one can't be read."""
+    files = filter(None, (entry.lr, entry.gt))
+    digests = [hashlib.sha256(Path(file).read_bytes()).digest() for file in files]
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def read_or_reason(read_fn: Callable[[Entry], Example], entry: Entry) -> Example | Broken:
