@@ -33,23 +33,30 @@ def localize(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(own, tree)
 
 
+def split_rows(function: Callable[[Any, Any], Any], mesh: Mesh) -> Any:
+    """Jit a function `(params, batch) -> results` for batches that are split evenly over devices.
+
+    Batch and results are trees of arrays [rows, ...]. Each device runs the same program on its own
+    rows and none talks to another: compiled for all rows and then split, it might round differently
+    for another number of devices.
+    """
+    specs = WHOLE, SPLIT
+    on_each_device = jax.shard_map(
+        function, mesh=mesh, in_specs=specs, out_specs=SPLIT, check_vma=False
+    )
+    return jax.jit(on_each_device, in_shardings=[NamedSharding(mesh, spec) for spec in specs])
+
+
 def make_program(
     function: Callable[[Any, Any], Any], mesh: Mesh, timing: Timing, name: str
 ) -> Callable[[Any, Any], Any]:
     """Build `(params, batch) -> results` from a function of the same arguments.
 
-    `batch` is a tree of NumPy arrays [rows, ...], and so are the results. Every device runs the
-    same program on its own rows, so that their number changes no result. The time goes to `name`
-    and "compile" of `timing`.
+    `batch` is a tree of NumPy arrays [rows, ...], split as `split_rows` does, and so are the
+    results. The time goes to `name` and "compile" of `timing`.
     """
-    # Compiled by hand, to know when and how often; shard_map, as a program that is compiled for
-    # all rows and then split may round differently for another number of devices.
-    jitted = jax.jit(
-        jax.shard_map(
-            function, mesh=mesh, in_specs=(WHOLE, SPLIT), out_specs=SPLIT, check_vma=False
-        )
-    )
-    compiled = {}
+    jitted = split_rows(function, mesh)
+    compiled = {}  # by hand, to know when and how often
 
     def run(params: Any, batch: Any) -> Any:
         with timing.spent("move"):

@@ -16,7 +16,6 @@ from typing import Any
 import cv2
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float, UInt8
 from PIL import Image
 from tqdm import tqdm
@@ -30,7 +29,7 @@ from upsr_jax.inference import (
     padded_side,
     with_options,
 )
-from upsr_jax.programs import SPLIT, WHOLE, local_mesh, put_whole
+from upsr_jax.programs import local_mesh, put_whole, split_rows
 from upsr_jax.tile_batcher import TileBatcher
 from upsr_jax.tiling import blend_bands, noise_window, pad_reflect, tile_grid
 
@@ -94,8 +93,10 @@ class Upscaler:
             "prior": config.prior.to_dict(),
             "fidelity": fidelity,
         }
+        super_resolve = make_super_resolve(config, fidelity)
+        jitted = split_rows(lambda params, tiles: super_resolve(params, *tiles), mesh)
         return cls(
-            split_tiles(make_super_resolve(config, fidelity), mesh),
+            lambda params, *tiles: jitted(params, tiles),
             put_whole(params, mesh),
             tile,
             mesh.size * tiles_per_device,
@@ -185,21 +186,6 @@ class Upscaler:
                 f"{batch} tiles of {width}x{height} do not fit into the device's memory; "
                 "use smaller tiles."
             ) from error
-
-
-def split_tiles(
-    super_resolve: Callable[..., Restoration], mesh: Mesh
-) -> Callable[..., Restoration]:
-    """Jit a function of (params, lr, noise) for batches that are split evenly over devices.
-
-    Each device runs the same program on its own tiles and none talks to another, so that results
-    don't depend on how many there are.
-    """
-    specs = WHOLE, SPLIT, SPLIT
-    on_each_device = jax.shard_map(
-        super_resolve, mesh=mesh, in_specs=specs, out_specs=SPLIT, check_vma=False
-    )
-    return jax.jit(on_each_device, in_shardings=[NamedSharding(mesh, spec) for spec in specs])
 
 
 def _as_pixels(image: np.ndarray | Image.Image) -> UInt8[np.ndarray, "h w c"]:
