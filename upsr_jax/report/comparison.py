@@ -111,7 +111,8 @@ def _list_differences(evaluations: Sequence[Evaluation]) -> tuple[list[str], Tab
     rows = [[key, *(str(protocol.get(key, MISSING)) for protocol in protocols)] for key in keys]
     rows = [row for row in rows if len(set(row[1:])) > 1]
     if rows:
-        notes.append(f"Not the same protocol: {', '.join(row[0] for row in rows)} differ.")
+        names = ", ".join(row[0] for row in rows)
+        notes.append(f"Not the same protocol: {names} {'differs' if len(rows) == 1 else 'differ'}.")
     return (
         notes or ["Same images and same protocol."],
         text_table(["Setting", *(each.name for each in evaluations)], rows),
