@@ -28,7 +28,7 @@ from configs.degradations import imagenet_test
 from upsr_jax.data.archives import Member, list_members, read_member
 from upsr_jax.data.degradation import degrade, to_bytes, to_unit
 from upsr_jax.data.sources import Pair, Photo, decode_image
-from upsr_jax.files import write_json, write_whole
+from upsr_jax.files import file_sha256, write_json, write_whole
 
 SIZE = 256  # pixels of the ground truth
 AHEAD = 64  # pairs made at a time
@@ -136,7 +136,7 @@ def make_pair(out: Path, seed: int, member: Member) -> tuple[dict[str, str], str
             _, png = cv2.imencode(".png", image[..., ::-1])
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             write_whole(out / path, png.tobytes())
-    return {path: hashlib.sha256((out / path).read_bytes()).hexdigest() for path in paths}, ""
+    return {path: file_sha256(out / path) for path in paths}, ""
 
 
 def degrade_square(rng: np.random.Generator, photo: Photo) -> Pair:

@@ -12,7 +12,7 @@ from photos import draw_photo
 from test_archives import make_tar
 
 from scripts.prepare_imagenet_test import degrade_square
-from upsr_jax.data.sources import eval_pairs, read_image
+from upsr_jax.data.sources import list_pairs, read_image, read_pair, stem_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,6 +27,11 @@ def make(*arguments):
 
 def pictures(out):
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.png")}
+
+
+def pairs_of(out):
+    files = list_pairs(str(out / "gt"), str(out / "lq"))
+    return [(stem_of(pair.hr, str(out / "gt")), *read_pair(pair)) for pair in files]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,7 @@ def made(photos, tmp_path_factory):
 
 
 def test_ground_truths_are_centre_squares(photos, made):
-    pairs = list(eval_pairs(str(made / "gt"), str(made / "lq")))
+    pairs = pairs_of(made)
     assert [name for name, _, _ in pairs] == [f"val_{i:02}" for i in range(60) if i not in (5, 7)]
     for name, gt, lq in pairs:
         assert gt.shape == (256, 256, 3)
@@ -72,7 +77,7 @@ def test_ground_truths_are_centre_squares(photos, made):
 def test_low_resolution_images_are_degraded_a_little(made):
     errors = [
         np.square((gt.reshape(64, 4, 64, 4, 3).mean(axis=(1, 3)) - lq) / 255).mean()
-        for _, gt, lq in eval_pairs(str(made / "gt"), str(made / "lq"))
+        for _, gt, lq in pairs_of(made)
     ]
     assert 22 < -10 * np.log10(np.median(errors)) < 40
     assert len(set(errors)) == len(errors)

@@ -3,7 +3,6 @@
 A folder appears whole or not at all, and what is read back is what was written.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,8 @@ from ml_collections import ConfigDict
 from numpy.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
+
+from upsr_jax.files import file_sha256
 
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "sha256"
 
@@ -79,12 +80,6 @@ def check_sums(folder: Path) -> None:
     for name in (WEIGHTS, CONFIG):
         if f"{file_sha256(folder / name)}  {name}" not in lines:
             raise ValueError(f"{folder / name} is damaged, as its SHA-256 shows: {cure}")
-
-
-def file_sha256(path: Path) -> str:
-    """Hash a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -6,7 +6,6 @@ very note it would get now is there already, any other file is somebody else's.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import signal
@@ -23,8 +22,8 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from upsr_jax.checkpoint import file_sha256
 from upsr_jax.distributed import read_settings
+from upsr_jax.files import file_sha256
 from upsr_jax.image_io import (
     MAX_PIXELS,
     READ_SUFFIXES,
@@ -39,6 +38,7 @@ from upsr_jax.image_io import (
     write_image,
 )
 from upsr_jax.roll_call import roll_call
+from upsr_jax.run_info import program
 from upsr_jax.upscaler import Upscaler
 
 
@@ -206,7 +206,7 @@ def describe_result(source: Path, upscaler: Upscaler, seed: int) -> str:
         "seed": seed,
         "source": file_sha256(source),
     }
-    return f"upsr_jax {importlib.metadata.version('upsr_jax')} {json.dumps(options)}"
+    return f"{program()} {json.dumps(options)}"
 
 
 class Room:

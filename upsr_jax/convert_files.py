@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from upsr_jax.checkpoint import WEIGHTS, file_sha256, load_model, save_model
+from upsr_jax.checkpoint import WEIGHTS, load_model, save_model
 from upsr_jax.convert import (
     Buffer,
     denoiser_from_torch,
@@ -22,6 +22,7 @@ from upsr_jax.convert import (
     estimator_to_torch,
     lpips_from_torch,
 )
+from upsr_jax.files import file_sha256
 from upsr_jax.models.attention import SHIFT_REGIONS
 from upsr_jax.networks import CONFIG_BLOCKS
 from upsr_jax.torch_io import read_torch, write_torch

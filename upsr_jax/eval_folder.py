@@ -21,9 +21,10 @@ from upsr_jax.data.test_sets import Entry, hash_files
 from upsr_jax.files import write_json, write_whole
 from upsr_jax.image_io import write_image
 from upsr_jax.inference import Restoration
+from upsr_jax.report.results import read_results
 from upsr_jax.run_setup import create_workdir
 
-OPTIONS, RESULTS, LOCK = "options.json", "results.json", ".lock"
+OPTIONS, LOCK = "options.json", ".lock"
 
 
 @contextmanager
@@ -154,8 +155,8 @@ def save_images(out: Path, name: str, restored: Restoration) -> None:
 def read_timing(out: Path) -> dict[str, Any] | None:
     """Read the timing of the results that are there; None if there are no whole ones."""
     try:
-        return json.loads((out / RESULTS).read_text())["timing"]
-    except (FileNotFoundError, ValueError):
+        return read_results(out)["timing"]
+    except ValueError:
         return None
 
 

@@ -1,7 +1,6 @@
 """Write down everything that the numbers of an evaluation depend on."""
 
 import hashlib
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from upsr_jax.batching import OVERLAP
 from upsr_jax.metrics.intervals import LEVEL, RESAMPLES
 from upsr_jax.metrics.niqe import BLOCK
 from upsr_jax.pretrained import LPIPS_ALEX_SHA256, LPIPS_VGG_SHA256
+from upsr_jax.run_info import program
 
 METRIC_VERSIONS = {
     "psnr_y": "on Y of BT.601 YCbCr (16..235), mean squared error of Y/255 plus 1e-8",
@@ -46,7 +46,7 @@ def describe_protocol(
         steps = 1 if method == "one_step" else config.sampler.steps
         sampler = {"sampler": method, "steps": steps, **config.prior}
     return {
-        "program": f"upsr_jax {importlib.metadata.version('upsr_jax')}",
+        "program": program(),
         "model": settings.model or "the workdir's",
         "weights": fingerprint(params),
         "ground truth": (settings.gt or "none") + crop,

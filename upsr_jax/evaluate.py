@@ -42,6 +42,7 @@ from upsr_jax.metrics.intervals import mean_over
 from upsr_jax.pretrained import load_networks, load_pristine_model, take_networks
 from upsr_jax.programs import local_mesh, localize, put_whole
 from upsr_jax.report import write_report
+from upsr_jax.report.results import RESULTS
 from upsr_jax.run_checkpoints import read_checkpoint
 from upsr_jax.scores import with_scores
 from upsr_jax.sharding import replicated
@@ -235,7 +236,7 @@ def evaluate_set(
         results = with_scores(summarize(protocol, metrics, rows), out)
         results["timing"] = timings if timing.images else eval_folder.read_timing(out) or timings
         if jax.process_index() == 0:
-            write_json(out / eval_folder.RESULTS, results)
+            write_json(out / RESULTS, results)
             write_report(out)
             print(*(f"{key}: {value}" for key, value in results["protocol"].items()), sep="\n")
             print(f"\n{means_table(results)}\n\n{timing_lines(results['timing'])}")

@@ -1,5 +1,6 @@
 """Tell what a run runs on: code, packages, devices, and what these can do."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -38,6 +39,12 @@ PEAK_TERAFLOPS = (
     (r"^TPU v6( lite|e)$", 918.0),
     (r"^TPU7x$", 1153.5),
 )
+
+
+@functools.cache
+def program() -> str:
+    """Name this program and its version, as results note them."""
+    return f"upsr_jax {importlib.metadata.version('upsr_jax')}"
 
 
 def describe_environment() -> dict[str, Any]:

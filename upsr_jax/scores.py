@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from upsr_jax.eval_folder import RESULTS, image_files
+from upsr_jax.eval_folder import image_files
 from upsr_jax.files import write_json
 from upsr_jax.metrics.intervals import mean_over
 from upsr_jax.report import write_report
-from upsr_jax.report.results import read_results
+from upsr_jax.report.results import RESULTS, read_results
 
 SCORES = "scores.json"
 SAVE_EVERY = 50  # images

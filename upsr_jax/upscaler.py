@@ -20,7 +20,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from upsr_jax.checkpoint import CHECKSUMS, file_sha256, load_model
+from upsr_jax.checkpoint import CHECKSUMS, load_model
+from upsr_jax.files import file_sha256
 from upsr_jax.image_io import to_pixels
 from upsr_jax.inference import (
     SIZE_MULTIPLE,

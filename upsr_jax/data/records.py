@@ -5,7 +5,6 @@ SHA-256, and the files that were left out, with the reasons. `count`, of all, is
 last shard is written.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -14,6 +13,8 @@ from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from upsr_jax.files import file_sha256
 
 FORMAT = "upsr_jax image records"
 
@@ -57,8 +58,7 @@ def write_shard(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
         writer.close()
     except RuntimeError as error:
         raise OSError(f"'{temporary}' can't be written: {error}") from error
-    with temporary.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = file_sha256(temporary)
     os.replace(temporary, path)
     return {"count": count, "sha256": sha256}
 

@@ -3,7 +3,7 @@
 import bisect
 import itertools
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,11 +192,16 @@ def by_stem(folder: str) -> dict[str, str]:
     """
     images: dict[str, str] = {}
     for image in list_images(folder):
-        stem = Path(image).relative_to(folder).with_suffix("").as_posix()
+        stem = stem_of(image, folder)
         if stem in images:
             raise ValueError(f"'{images[stem]}' and '{image}' share a name: remove one of them.")
         images[stem] = image
     return dict(sorted(images.items()))
+
+
+def stem_of(file: str, folder: str) -> str:
+    """Name a file by its path inside a folder, suffix aside."""
+    return Path(file).relative_to(folder).with_suffix("").as_posix()
 
 
 def read_image(file: str) -> Photo:
@@ -232,14 +237,6 @@ def read_pair(files: PairFiles) -> Pair:
             f"'{files.lr}' ({width}x{height}) would be {4 * width}x{4 * height}."
         )
     return pair
-
-
-def eval_pairs(hr_folder: str, lr_folder: str) -> Iterator[tuple[str, Photo, Photo]]:
-    """Yield name, ground truth and low-resolution image of every pair, sorted by name."""
-    for files in list_pairs(hr_folder, lr_folder):
-        stem = Path(files.hr).relative_to(hr_folder).with_suffix("").as_posix()
-        pair = read_pair(files)
-        yield stem, pair.hr, pair.lr
 
 
 class Reading(NamedTuple):

@@ -10,7 +10,15 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from upsr_jax.data.degradation import degrade, to_bytes, to_unit
-from upsr_jax.data.sources import PairFiles, by_stem, list_pairs, read_image, read_pair
+from upsr_jax.data.sources import (
+    PairFiles,
+    by_stem,
+    list_pairs,
+    read_image,
+    read_pair,
+    stem_of,
+)
+from upsr_jax.files import file_sha256
 from upsr_jax.image_io import find_images
 
 MIN_SIDE = 16  # of a ground truth that is degraded: less may be scaled to nothing on the way
@@ -55,7 +63,7 @@ def list_entries(settings: ConfigDict) -> list[Entry]:
             )
     if settings.gt and settings.lr:
         pairs = list_pairs(settings.gt, settings.lr)
-        entries = [Entry(_stem(pair.lr, settings.lr), pair.lr, pair.hr) for pair in pairs]
+        entries = [Entry(stem_of(pair.lr, settings.lr), pair.lr, pair.hr) for pair in pairs]
     elif settings.lr:
         entries = [Entry(name, file, None) for name, file in by_stem(settings.lr).items()]
     elif settings.gt:
@@ -109,7 +117,7 @@ def make_read_fn(config: ConfigDict) -> Callable[[Entry], Example]:
 def hash_files(entry: Entry) -> str:
     """Hash the bytes of an entry's files; raises OSError if one can't be read."""
     files = filter(None, (entry.lr, entry.gt))
-    digests = [hashlib.sha256(Path(file).read_bytes()).digest() for file in files]
+    digests = [bytes.fromhex(file_sha256(Path(file))) for file in files]
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
@@ -132,7 +140,3 @@ def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     side = min(size, *image.shape[:2]) // 4 * 4
     top, left = ((length - side) // 2 for length in image.shape[:2])
     return image[top : top + side, left : left + side]
-
-
-def _stem(file: str, folder: str) -> str:
-    return Path(file).relative_to(folder).with_suffix("").as_posix()

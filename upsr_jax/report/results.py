@@ -11,10 +11,12 @@ import numpy as np
 from upsr_jax.metrics.intervals import Interval, bootstrap
 from upsr_jax.report.rendering import Cell, format_number
 
+RESULTS = "results.json"
+
 
 def read_results(folder: Path) -> dict[str, Any]:
     """Read the results.json of an evaluation; raise ValueError if it is not there or not whole."""
-    file = folder / "results.json"
+    file = folder / RESULTS
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
