@@ -60,6 +60,16 @@ class Running(NamedTuple):
         return f"returncode {self.popen.poll()} of ...{command}\n{ends}"
 
 
+@contextmanager
+def heard_interrupts() -> Iterator[None]:
+    """Let what is started hear SIGINT, which shells make their background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def free_port() -> int:
     with socket.create_server(("", 0)) as server:
         return server.getsockname()[1]
@@ -93,7 +103,7 @@ def running(
                 flags += ["--process_id", str(process_id)]
                 arguments = [*command, *(flags if processes > 1 else [])]
                 stdout, stderr = (Path(folder) / f"{name}{process_id}" for name in ("out", "err"))
-                with stdout.open("wb") as out, stderr.open("wb") as err:
+                with stdout.open("wb") as out, stderr.open("wb") as err, heard_interrupts():
                     popen = subprocess.Popen(
                         arguments,
                         cwd=ROOT,

@@ -12,21 +12,8 @@ from launch import launch, running
 from PIL import Image
 from tiny_model import save_tiny_model
 
-PICTURES = 40  # so many that three ends leave some
+PICTURES = 60  # so many that three ends leave some
 COMMAND = [sys.executable, "-c", "from upsr_jax.cli import app; app()", "upscale"]
-# However fast the machine, a signal meets a run that has pictures left to write.
-SLOWLY = """
-import threading, time
-from upsr_jax import collection
-from upsr_jax.cli import app
-write_image, one_at_a_time = collection.write_image, threading.Lock()
-def write_slowly(*arguments):
-    with one_at_a_time:
-        time.sleep(0.25)
-    write_image(*arguments)
-collection.write_image = write_slowly
-app()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +74,7 @@ def test_a_picture_on_its_own_gives_the_same_file(folder, alone, tmp_path):
 def test_stops_and_kills_lose_and_repeat_nothing_on_eight_devices(folder, alone, tmp_path):
     earlier: dict[Path, tuple[int, int]] = {}
     for signal_sent in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
-        slow = [sys.executable, "-c", SLOWLY, *command(folder, tmp_path)[len(COMMAND) - 1 :]]
-        with running(slow, devices=8, env=environment(folder)) as (process,):
+        with running(command(folder, tmp_path), devices=8, env=environment(folder)) as (process,):
             deadline = time.monotonic() + 100
             while len(files_of(tmp_path)) < len(earlier) + 1:
                 running_still = process.popen.poll() is None
