@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
             schedule=dict(
                 learning_rate=1e-4, warmup_steps=5000, decay_steps=0, final_learning_rate=0.0
             ),
-            optimizer=dict(b1=0.9, b2=0.999, weight_decay=0.0, clip_norm=0.0),
+            optimizer=dict(b1=0.9, b2=0.999, weight_decay=0.0, clip_norm=0.0, muon=False),
             mesh=dict(data=-1, fsdp=1),  # of training; -1: all devices. fsdp > 1 splits the state
             train=dict(
                 steps=200_000,

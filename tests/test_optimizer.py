@@ -1,12 +1,15 @@
-"""AdamW and the learning rate against their formulas."""
+"""AdamW, Muon and the learning rate against their formulas."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
+from tiny_model import random_params
 
-from upsr_jax.optimizer import create_optimizer, create_schedule
+from configs import tiny
+from upsr_jax.optimizer import create_optimizer, create_schedule, inner_kernels
 
 
 def test_learning_rate_warms_up_and_stays():
@@ -48,7 +51,7 @@ def test_updates_are_adamws(clip_norm):
         expected = expected - rate * (direction + weight_decay * expected)
 
     optimizer = create_optimizer(
-        lambda count: jnp.asarray(rates)[count], b1, b2, weight_decay, clip_norm
+        lambda count: jnp.asarray(rates)[count], b1, b2, weight_decay, clip_norm, muon=False
     )
     with jax.enable_x64(True):
         params = jnp.asarray(weights)
@@ -57,3 +60,49 @@ def test_updates_are_adamws(clip_norm):
             updates, state = optimizer.update(jnp.asarray(gradient), state, params)
             params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(params, expected, rtol=1e-5)
+
+
+def test_muon_takes_orthogonal_steps_of_adamws_size():
+    generator = np.random.default_rng(0)
+    shapes = {
+        ("res", "conv"): (3, 3, 16, 24),
+        ("res", "dense"): (24, 40),
+        ("ffn", "depthwise"): (5, 5, 1, 24),
+        ("stem",): (3, 3, 6, 16),
+    }
+    gradients = {name: generator.standard_normal(shape) for name, shape in shapes.items()}
+    params = traverse_util.unflatten_dict(
+        {(*name, "kernel"): jnp.zeros(shape) for name, shape in shapes.items()}
+        | {("res", "conv", "bias"): jnp.zeros(24)}
+    )
+    optimizer = create_optimizer(lambda count: 0.5, 0.9, 0.99, 0.0, 0.0, muon=True)
+    signal = traverse_util.unflatten_dict(
+        {(*name, "kernel"): jnp.asarray(x, jnp.float32) for name, x in gradients.items()}
+        | {("res", "conv", "bias"): jnp.full(24, 7.0)}
+    )
+    updates, _ = optimizer.update(signal, optimizer.init(params), params)
+    for name in (("res", "conv"), ("res", "dense")):
+        matrix = np.asarray(updates[name[0]][name[1]]["kernel"]).reshape(-1, shapes[name][-1])
+        # Newton and Schulz's five steps bring every singular value near 1, no nearer.
+        singular = np.linalg.svd(matrix, compute_uv=False) / (0.5 * 0.2 * max(matrix.shape) ** 0.5)
+        assert 0.6 < singular.min() < singular.max() < 1.3, name
+        assert np.sqrt((matrix**2).mean()) == pytest.approx(0.5 * 0.2, rel=0.2)
+        step = np.sum(matrix * gradients[name].reshape(matrix.shape))
+        assert step < 0, "it goes downhill"
+    # Adam's first step is the sign; Nesterov's momentum looks b1 (1 - b1) / (1 - b1^2) ahead.
+    size = 0.5 * (1 + 0.9 * 0.1 / 0.19)
+    for others in (updates["ffn"]["depthwise"], updates["stem"]):
+        np.testing.assert_allclose(np.abs(others["kernel"]), size, rtol=1e-4)
+    np.testing.assert_allclose(updates["res"]["conv"]["bias"], -size, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("network", "outer"),
+    [("denoiser", {"stem", "head_out"}), ("estimator", {"conv_first", "upsample"})],
+)
+def test_muon_leaves_out_what_reads_and_writes_images(network, outer):
+    params = random_params(tiny.get_config())[network]
+    axes = traverse_util.flatten_dict(inner_kernels(params))
+    left_out = {path[-2] for path, value in axes.items() if path[-1] == "kernel" and not value}
+    assert left_out - {"depthwise"} == outer
+    assert not any(value for path, value in axes.items() if path[-1] != "kernel")
