@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
                 pairs=(),  # a folder of ground truth and one of low-resolution images
                 batch_size=32,  # of all hosts together
                 crop_size=256,
+                scale=(1.0, 1.0),  # photographs are shrunk by a factor in between, then cropped
                 num_threads=16,
                 num_workers=0,  # processes; 0: `num_threads` threads of this one
                 max_bad_fraction=0.01,

@@ -9,7 +9,6 @@ goes on from the last whole shard, to the same bytes. A folder that is done beco
 config.data.folders.
 """
 
-import fcntl
 import hashlib
 import os
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import cv2
 import typer
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from upsr_jax.data import records
 from upsr_jax.data.archives import Member, list_members, read_member
 from upsr_jax.data.sources import decode_image
-from upsr_jax.files import write_json
+from upsr_jax.files import check_begun, locked, write_json
 
 SHARD_IMAGES = 5000  # of ImageNet, half a gigabyte
 AHEAD = 256  # images read and checked before they are written
@@ -53,27 +52,18 @@ def main(
 def pack(sources: Sequence[str], out: Path, num_shards: int | None) -> dict[str, Any]:
     """Write the shards that `out` doesn't hold yet; return the manifest.
 
-    Raises ValueError where `out` was begun with other sources or settings, and OSError where a
-    source can't be read or `out` not be written.
+    Raises ValueError where `out` was begun with other sources or settings or is in use, and OSError
+    where a source can't be read or `out` not be written.
     """
     members, unfit = list_members(sources)
     num_shards = num_shards or -(-len(members) // SHARD_IMAGES)
     if num_shards > len(members):
         raise ValueError(f"{len(members)} images can't fill {num_shards} shards: ask for fewer.")
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        lock_or_raise(lock, out)
+    with locked(out):
         manifest = begin(out, sources, num_shards, members, unfit)
         pack_shards(out, manifest, members)
     return manifest
-
-
-def lock_or_raise(lock: TextIO, out: Path) -> None:
-    """Keep other processes from writing to `out` until this one ends."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"Another process is packing into '{out}'.") from error
 
 
 def begin(
@@ -103,12 +93,7 @@ def begin(
         write_json(path, manifest)
         return manifest
     manifest = records.read_manifest(out)
-    for key, value in settings.items():
-        if manifest[key] != value:
-            raise ValueError(
-                f"'{out}' was begun with {key} = {manifest[key]}, and this would be {value}: give "
-                "the command as it was, or another --out."
-            )
+    check_begun(out, manifest, settings)
     return manifest
 
 

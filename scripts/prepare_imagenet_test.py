@@ -9,10 +9,10 @@ the same command goes on. OUT/gt and OUT/lq become config.eval.gt and config.eva
 """
 
 import hashlib
-import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -28,7 +28,14 @@ from configs.degradations import imagenet_test
 from upsr_jax.data.archives import Member, list_members, read_member
 from upsr_jax.data.degradation import degrade, to_bytes, to_unit
 from upsr_jax.data.sources import Pair, Photo, decode_image
-from upsr_jax.files import file_sha256, write_json, write_whole
+from upsr_jax.files import (
+    check_begun,
+    file_sha256,
+    locked,
+    read_json,
+    write_json,
+    write_whole,
+)
 
 SIZE = 256  # pixels of the ground truth
 AHEAD = 64  # pairs made at a time
@@ -52,8 +59,8 @@ def main(
 def make_pairs(source: str, out: Path, count: int, seed: int) -> dict[str, Any]:
     """Make the pairs that `out` doesn't hold yet; return the manifest.
 
-    Raises ValueError where `out` was begun otherwise, where two images share a name, or where fewer
-    are fit than `count`.
+    Raises ValueError where `out` was begun otherwise or is in use, where two images share a name,
+    or where fewer are fit than `count`.
     """
     members, _ = list_members([source])
     names = Counter(map(stem, members))
@@ -71,7 +78,29 @@ def make_pairs(source: str, out: Path, count: int, seed: int) -> dict[str, Any]:
         "size": SIZE,
         "degradation": imagenet_test().to_dict(),
     }
-    begin(out, settings)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        begin(out / "manifest.json", settings)
+        manifest = {**settings, **write_pairs(source, out, count, seed, members)}
+        write_json(out / "manifest.json", manifest)
+    return manifest
+
+
+def begin(manifest: Path, settings: dict[str, Any]) -> None:
+    """Write the settings, or compare them with those there; raises ValueError if they differ."""
+    if manifest.is_file():
+        check_begun(manifest.parent, read_json(manifest), settings)
+    else:
+        write_json(manifest, settings)
+
+
+def write_pairs(
+    source: str, out: Path, count: int, seed: int, members: Sequence[Member]
+) -> dict[str, Any]:
+    """Write pairs; return the SHA-256 of their "files" and why images were "skipped".
+
+    Raises ValueError where fewer are fit than `count`.
+    """
     files: dict[str, str] = {}
     skipped: dict[str, str] = {}
     # Names are drawn, not numbers: a folder and a tar of the same files give the same pairs
@@ -88,25 +117,7 @@ def make_pairs(source: str, out: Path, count: int, seed: int) -> dict[str, Any]:
                 else:
                     files |= sha256
                     progress.update()
-    manifest = {**settings, "skipped": skipped, "files": dict(sorted(files.items()))}
-    write_json(out / "manifest.json", manifest)
-    return manifest
-
-
-def begin(out: Path, settings: dict[str, Any]) -> None:
-    """Write the settings, or compare them with those there; raises ValueError if they differ."""
-    path = out / "manifest.json"
-    if not path.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
-        return
-    known = json.loads(path.read_text())
-    for key, value in json.loads(json.dumps(settings)).items():
-        if known.get(key) != value:
-            raise ValueError(
-                f"'{out}' was begun with {key} = {known.get(key)}, and this would be {value}: give "
-                "the command as it was, or another --out."
-            )
+    return {"skipped": skipped, "files": dict(sorted(files.items()))}
 
 
 def draw(seed: int, member: Member) -> int:

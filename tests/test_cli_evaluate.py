@@ -25,10 +25,11 @@ def test_evaluate_hands_its_options_on(tmp_path, run, monkeypatch, pairs):
     monkeypatch.setattr(evaluate, "evaluate_folders", evaluate_folders)
     gt, lr, out = tmp_path / "gt", tmp_path / "lr", tmp_path / "out"
     folders = ["--pairs", gt, lr] if pairs else ["--images", lr]
-    result = run("evaluate", *folders, "--out", out, "--seed", "3", "--fidelity", "0.5")
+    fidelity = "--fidelity", "0.5"
+    result = run("evaluate", *folders, "--out", out, "--seed", "3", "--tile", "128", *fidelity)
     assert result.stderr == "upsr: no images here\n"
     assert result.exit_code == 2
-    options = dict(seed=3, steps=None, method=None, min_noise=None, fidelity=0.5)
+    options = dict(seed=3, tile=128, steps=None, method=None, min_noise=None, fidelity=0.5)
     assert calls == [((upscaler.BUILT_IN_MODEL, lr, gt if pairs else None, out), options)]
 
 

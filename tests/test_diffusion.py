@@ -158,6 +158,12 @@ def test_half_precision_states_get_float32_coefficients():
     np.testing.assert_allclose(scaled, x_t.astype(jnp.float32) / std, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kappa", [0.0, -2.5])
+def test_a_kappa_that_is_not_positive_is_named(kappa):
+    with pytest.raises(ValueError, match=f"positive kappa, got kappa={kappa}"):
+        Schedule.create(kappa=kappa)
+
+
 def test_impossible_numbers_of_steps_are_named():
     with pytest.raises(ValueError, match="steps=1"):
         Schedule.create(steps=1)

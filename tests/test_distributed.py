@@ -81,6 +81,8 @@ def test_an_unreadable_slurm_node_list_asks_for_the_coordinator():
     nodes = {"SLURM_STEP_NODELIST": "rack[1-2]n[1-4]"}
     with pytest.raises(ValueError, match=r"rack.*--coordinator"):
         read_settings(None, None, None, SLURM | nodes)
+    settings = read_settings("rack1n1:8476", None, None, SLURM | nodes)
+    assert settings == Settings("rack1n1:8476", 4, 2)
 
 
 def address() -> str:

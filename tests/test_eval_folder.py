@@ -101,7 +101,7 @@ def test_a_folder_in_use_is_left_alone(config, done_before):
     (out / "images" / ".upsr-0.part").touch()  # which the other evaluation is about to rename
     with (out / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match=r"another process is evaluating into .*evaluation"):
+        with pytest.raises(ValueError, match=r"another process is writing to .*evaluation"):
             evaluate(config, done_before)
         assert (out / "images" / ".upsr-0.part").exists()
     evaluate(config, done_before)
@@ -115,16 +115,32 @@ def test_damaged_options_are_named(config, done_before):
         evaluate(config, done_before)
 
 
-def test_results_among_the_images_are_refused(config, tmp_path):
-    out = Path(config.eval.lr) / "results"
-    with pytest.raises(ValueError, match=r"lies in .*, where the images to evaluate on are"):
-        evaluate_folders(config.eval.model, config.eval.lr, None, out)
-    assert not out.exists()
+@pytest.mark.parametrize(
+    ("images", "out"),
+    [
+        ("lq", "lq/results"),
+        ("lq", "lq"),
+        ("work/images", "work"),
+        ("work/images/lq", "work"),
+        ("work/uncertainty", "work"),
+        ("link", "work"),
+    ],
+)
+def test_results_among_the_images_are_refused(config, tmp_path, images, out):
+    (tmp_path / "link").symlink_to("work/images")
+    images = tmp_path / images
+    shutil.copytree(config.eval.lr, images.resolve())
+    before = {path: path.read_bytes() for path in images.rglob("*.png")}
+    with pytest.raises(ValueError, match=r"results would go to .*, among the images to evaluate"):
+        evaluate_folders(config.eval.model, images, None, tmp_path / out)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == {
+        path.resolve(): data for path, data in before.items()
+    }
 
 
 def test_other_options_are_refused(config, workdir, results):
     rows = (workdir / "evaluation" / "rows.jsonl").read_text()
-    with pytest.raises(ValueError, match="an evaluation with seed 3, not 4: choose another folder"):
+    with pytest.raises(ValueError, match="was begun with seed = 3, and this would be 4: give"):
         evaluate(changed(config, seed=4), workdir)
     assert (workdir / "evaluation" / "rows.jsonl").read_text() == rows
 

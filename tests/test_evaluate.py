@@ -5,6 +5,7 @@ import itertools
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from upsr_jax.config import check_config
 from upsr_jax.data.test_sets import Example, image_seed
 from upsr_jax.eval_step import check_eval
 from upsr_jax.evaluate import Evaluator, evaluate, evaluate_folders
+from upsr_jax.metrics import psnr_y as psnr_y_of_batch
 from upsr_jax.metrics.niqe import niqe
 from upsr_jax.models.lpips import ALEXNET, LPIPS
 from upsr_jax.networks import apply
@@ -200,9 +202,69 @@ def test_a_model_that_gives_nan_is_reported(config, tmp_path, monkeypatch):
     assert results["means"] == {} and results["metrics"] == {}
 
 
+def exhaust(*_):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+
+def exhaust_by_tiles(config, fidelity):
+    restore = make_noisy_resize(config)
+    return lambda params, lr, noise: (exhaust if lr.shape[1] > 64 else restore)(params, lr, noise)
+
+
+def exhaust_by_canvases(images, truths, sizes):
+    return exhaust() if images.shape[1] > 4 * 64 else psnr_y_of_batch(images, truths, sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "reason"),
+    [
+        ("make_super_resolve", exhaust_by_tiles, "2 tiles of 64x128 do not fit into the device's"),
+        ("psnr_y", exhaust_by_canvases, "metrics of 2 images of 64x192 do not fit into"),
+    ],
+)
+def test_an_image_that_memory_can_not_hold_is_reported(
+    config, tmp_path, monkeypatch, capsys, name, function, reason
+):
+    if name == "psnr_y":
+        monkeypatch.setitem(eval_step.PIXEL_METRICS, name, function)
+    else:
+        monkeypatch.setattr(eval_step, name, function)
+    config = changed(config, metrics=("psnr_y",))
+    results = evaluate(config, tmp_path)
+    assert list(results["images"]) == ["a/x", "b/x"]
+    assert list(results["broken"]) == ["large"]
+    assert results["broken"]["large"].startswith(reason)
+    assert capsys.readouterr().err.count("large is broken: ") == 1
+    config.train.keep_best = ""
+    with pytest.raises(MemoryError, match=reason):  # training does not go on without a metric
+        Evaluator(config, create_mesh(-1, 1))(random_params(config), lambda: False)
+
+
+def test_fewer_images_than_there_are_is_said(config, tmp_path, results, capsys):
+    evaluate(changed(config, metrics=("psnr_y",), max_images=2), tmp_path)
+    assert "taken: 2 of 3 images (config.eval.max_images)" in capsys.readouterr().out.splitlines()
+    assert "taken" not in results["protocol"]
+
+
+def test_results_name_files_so_that_they_are_found_from_anywhere(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(config.eval.lr).parent)
+    pair = changed(config, metrics=("psnr_y",), max_images=1, lr="lq", gt="gt")
+    row = evaluate(pair, tmp_path)["images"]["a/x"]
+    assert (row["lr"], row["gt"]) == (f"{config.eval.lr}/a/x.png", f"{config.eval.gt}/a/x.png")
+
+
+def test_a_model_of_another_diffusion_is_refused(config, tmp_path):
+    other = changed(config)
+    other.diffusion.kappa = 1.25
+    with pytest.raises(
+        ValueError, match=r"model has another config\.diffusion: kappa 2.* of 1\.25$"
+    ):
+        evaluate(other, tmp_path)
+
+
 def test_without_ground_truth_what_needs_none_is_measured(config, tmp_path, monkeypatch):
     model, lr = config.eval.model, config.eval.lr
-    results = evaluate_folders(model, lr, None, tmp_path / "out", seed=SEED, sides=SIDES)
+    results = evaluate_folders(model, lr, None, tmp_path / "out", seed=SEED, tile=SIDES[-1])
     assert list(results["metrics"]) == ["niqe"]
     expected = niqe(expected_image(config, "large"), load_pristine_model())
     assert results["images"]["large"]["niqe"] == pytest.approx(expected, rel=1e-4)
@@ -230,7 +292,7 @@ def test_sampling_options_reach_the_sampler(config, tmp_path, monkeypatch):
 
 
 def test_the_evaluator_of_training_gives_the_same_numbers(config, results):
-    report = Evaluator(config, create_mesh(-1, 1))(random_params(config))
+    report = Evaluator(config, create_mesh(-1, 1))(random_params(config), lambda: False)
     for name, row in report.rows.items():
         assert row == pytest.approx({key: results["images"][name][key] for key in row}, rel=1e-5)
     for metric, mean in report.means.items():

@@ -4,8 +4,8 @@ import pytest
 
 from configs.degradations import real_esrgan
 from upsr_jax.data.degradation import sharpen, to_bytes, to_unit
-from upsr_jax.data.examples import crop_pair, degrade_crop, random_crop_and_flip
-from upsr_jax.data.sources import Pair
+from upsr_jax.data.examples import Place, degrade_crop, make_example, random_crop_and_flip
+from upsr_jax.data.sources import open_pairs
 
 
 def coordinates(height, width):
@@ -54,10 +54,27 @@ def test_tiny_photographs_fill_a_crop(shape):
     assert (crop[..., 2] == 7).all()
 
 
-def test_pairs_smaller_than_the_crop_are_refused():
-    pair = Pair(coordinates(40, 64), coordinates(10, 16))
-    with pytest.raises(ValueError, match=r"64x40 .* crop_size = 48"):
-        crop_pair(np.random.default_rng(0), pair, 48)
+def test_unfit_pairs_are_named_and_passed_over(tmp_path):
+    """One is smaller than the crop, of another the sides are not 4:1."""
+    sizes = [(64, 64, 16, 16), (40, 64, 10, 16), (64, 64, 16, 15), (48, 52, 12, 13)]
+    for i, sides in enumerate(sizes):
+        for folder, size in (("gt", sides[:2]), ("lq", sides[2:])):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            cv2.imwrite(str(tmp_path / folder / f"{i}.png"), coordinates(*size))
+    source = open_pairs(str(tmp_path / "gt"), str(tmp_path / "lq"))
+
+    def make(index, max_bad_fraction=0.5):
+        place = Place(0, 0, index)
+        return make_example(source, max_bad_fraction, 0, 48, (1.0, 1.0), {}, place)
+
+    assert (make(0).index, make(0).rejected) == (0, [])
+    example = make(1)
+    assert (example.index, example.pair.hr.shape) == (3, (48, 48, 3))
+    small, skewed = example.rejected
+    assert small == f"'{tmp_path}/gt/1.png' has 64x40 pixels, under crop_size = 48."
+    assert f"'{tmp_path}/gt/2.png' has 64x64 pixels, but 4 times" in skewed
+    with pytest.raises(ValueError, match=r"2 of 4 images are bad.*1\.png.*2\.png"):
+        make(1, max_bad_fraction=0.25)
 
 
 def test_use_sharp_sharpens_the_ground_truth():
@@ -65,7 +82,9 @@ def test_use_sharp_sharpens_the_ground_truth():
     noise = np.random.default_rng(0).random((16, 16, 3), np.float32)
     photo = np.uint8(255 * cv2.resize(noise, (64, 64)))
     plain, sharp = (
-        degrade_crop(np.random.default_rng(0), photo, 64, **config | dict(use_sharp=use_sharp))
+        degrade_crop(
+            np.random.default_rng(0), photo, 64, (1.0, 1.0), **config | dict(use_sharp=use_sharp)
+        )
         for use_sharp in (False, True)
     )
     np.testing.assert_array_equal(
@@ -74,3 +93,26 @@ def test_use_sharp_sharpens_the_ground_truth():
     np.testing.assert_array_equal(sharp.hr, to_bytes(sharpen(to_unit(plain.hr))))
     assert sharp.hr.std() > 1.1 * plain.hr.std()
     assert (sharp.lr != plain.lr).any()
+
+
+def test_scale_shrinks_the_photograph_before_it_is_cropped():
+    photo = np.random.default_rng(0).integers(0, 256, (128, 96, 3), np.uint8)
+    hr = degrade_crop(np.random.default_rng(1), photo, 32, (0.5, 0.5), **real_esrgan().to_dict()).hr
+    rng = np.random.default_rng(1)
+    rng.uniform()
+    whole = random_crop_and_flip(rng, photo, 64).astype(float)
+    means = whole.reshape(32, 2, 32, 2, 3).mean((1, 3))
+    assert np.abs(hr - means).max() <= 0.5
+
+
+def test_scales_are_drawn_between_the_bounds():
+    ramp = np.tile(np.arange(0, 252, dtype=np.uint8)[:, None, None], (1, 252, 3))
+    photo = np.ascontiguousarray(ramp)
+    steps = []
+    for seed in range(40):
+        hr = degrade_crop(
+            np.random.default_rng(seed), photo, 48, (0.5, 0.75), **real_esrgan().to_dict()
+        ).hr
+        slopes = (np.abs(np.diff(hr.astype(float), axis=axis)).mean() for axis in (0, 1))
+        steps.append(max(slopes))  # pixels of the photograph in one of the crop
+    assert 1 / 0.75 - 0.02 < min(steps) < 1.4 < 1.9 < max(steps) < 1 / 0.5 + 0.02

@@ -179,5 +179,5 @@ def test_two_at_a_time_are_refused(train_tar, tmp_path):
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         run = prepare(train_tar, "--out", tmp_path)
-    assert run.returncode == 1 and "Another process is packing into" in run.stderr
+    assert run.returncode == 1 and "another process is writing to" in run.stderr
     assert prepare(train_tar, "--out", tmp_path).returncode == 0

@@ -13,6 +13,7 @@ from test_archives import make_tar
 
 from scripts.prepare_imagenet_test import degrade_square
 from upsr_jax.data.sources import list_pairs, read_image, read_pair, stem_of
+from upsr_jax.files import locked
 
 ROOT = Path(__file__).parent.parent
 
@@ -108,13 +109,11 @@ def test_a_tar_of_the_same_files_gives_the_same_pairs(photos, made, tmp_path):
 
 def test_another_seed_takes_and_degrades_others(photos, made, tmp_path):
     assert make(photos, "--out", tmp_path, "--count", 20, "--seed", 1).returncode == 0
-    names, others = ({name for name in pictures(out)} for out in (made, tmp_path))
-    common = names & others
-    assert all(
-        (made / name).read_bytes() != (tmp_path / name).read_bytes()
-        for name in common
-        if name.startswith("lq")
-    )
+    others, ours = pictures(tmp_path), pictures(made)
+    common = [name for name in others.keys() & ours.keys() if name.startswith("lq")]
+    assert common and all(others[name] != ours[name] for name in common)
+    assert make(photos, "--out", tmp_path / "0", "--count", 20).returncode == 0
+    assert pictures(tmp_path / "0").keys() != others.keys()
 
 
 def test_killed_and_started_again_it_makes_the_same_files(photos, made, tmp_path):
@@ -143,6 +142,21 @@ def test_what_cannot_be_done_is_said_in_a_sentence(photos, made, tmp_path):
         assert run.returncode == 1
         assert run.stderr.splitlines()[-1].startswith("prepare_imagenet_test: ")
         assert message in run.stderr
+
+
+def test_two_at_a_time_are_refused(photos, tmp_path):
+    with locked(tmp_path):
+        run = make(photos, "--out", tmp_path, "--count", 1)
+    assert run.returncode == 1
+    assert f"another process is writing to {tmp_path}" in run.stderr
+    assert not pictures(tmp_path)
+
+
+def test_a_damaged_manifest_is_named(photos, tmp_path):
+    (tmp_path / "manifest.json").write_text("")
+    run = make(photos, "--out", tmp_path, "--count", 1)
+    assert run.returncode == 1
+    assert f"prepare_imagenet_test: {tmp_path / 'manifest.json'} is damaged: remove" in run.stderr
 
 
 def test_two_images_of_one_name_are_refused(photos, tmp_path):

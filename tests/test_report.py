@@ -285,6 +285,15 @@ def test_paired_difference_leaves_out_what_cannot_be_compared():
     assert paired_difference(first, {"images": {}}, "psnr_y") is None
 
 
+def test_compare_without_any_measured_image_is_refused(tmp_path):
+    for name in ("a", "b"):
+        write_evaluation(tmp_path / name, {}, broken={"x": "empty"})
+    with pytest.raises(ValueError, match="a, b: no image could be measured"):
+        compare([tmp_path / "a", tmp_path / "b"], tmp_path)
+    write_evaluation(tmp_path / "c", IMAGES, pictures=False)
+    assert "| c | 25.500" in compare([tmp_path / "a", tmp_path / "c"], tmp_path)
+
+
 def test_compare_without_a_plot_where_a_mean_is_infinite(tmp_path):
     rows = {"a": {"psnr_y": np.inf, "lpips_vgg": 0.0}}
     for name in ("one", "two"):

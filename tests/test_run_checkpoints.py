@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from configs import tiny
 from upsr_jax.checkpoint import load_model
 from upsr_jax.config import config_as_json
+from upsr_jax.optimizer import create_optimizer
 from upsr_jax.run_checkpoints import (
     bit_sum,
     check_run,
@@ -32,7 +33,10 @@ from upsr_jax.state import TrainState, create_state
 # Where an array can't be read or written, orbax leaves tasks of a closed event loop behind.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-OPTIMIZER = optax.adamw(1e-3)
+OPTIMIZERS = {
+    name: create_optimizer(optax.constant_schedule(1e-3), 0.9, 0.999, 0.0, 1.0, muon)
+    for name, muon in (("adamw", False), ("muon", True))
+}
 
 
 @pytest.fixture
@@ -42,33 +46,36 @@ def config() -> ConfigDict:
     return config
 
 
-def state_after(step: int, seed: int = 0) -> TrainState:
+def state_after(step: int, seed: int = 0, optimizer: str = "adamw") -> TrainState:
     """A state of random numbers."""
     generator = np.random.default_rng(seed)
-    params = {"kernel": jnp.zeros((64, 48)), "bias": jnp.zeros(48)}
+    params = {"layer": {"kernel": jnp.zeros((64, 48)), "bias": jnp.zeros(48)}}
 
     def draw(x):
         if x.dtype == jnp.int32:
             return jnp.full_like(x, step)
         return jnp.asarray(generator.standard_normal(x.shape), x.dtype)
 
-    return jax.tree.map(draw, create_state(params, OPTIMIZER))
+    return jax.tree.map(draw, create_state(params, OPTIMIZERS[optimizer]))
 
 
 FROZEN = {"estimator": {"kernel": jnp.arange(12.0).reshape(3, 4)}, "lpips": {"w": jnp.ones(3)}}
 
 
-def save_steps(workdir: Path, config: ConfigDict, *steps: int, metrics=None) -> None:
+def save_steps(
+    workdir: Path, config: ConfigDict, *steps: int, metrics=None, optimizer="adamw"
+) -> None:
     with open_checkpoints(workdir, config) as checkpoints:
         for step in steps:
-            save(checkpoints, config, state_after(step, step), FROZEN, metrics and metrics[step])
+            state = state_after(step, step, optimizer)
+            save(checkpoints, config, state, FROZEN, metrics and metrics[step])
 
 
-def restored(workdir: Path, config: ConfigDict, frozen=FROZEN) -> TrainState:
+def restored(workdir: Path, config: ConfigDict, frozen=FROZEN, optimizer="adamw") -> TrainState:
     step = choose_checkpoint(workdir)
     assert step is not None
     check_run(workdir, step, config)
-    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_after(0))
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_after(0, optimizer=optimizer))
     with open_checkpoints(workdir, config) as checkpoints:
         return restore(checkpoints, step, config, shapes, frozen)
 
@@ -82,9 +89,11 @@ def assert_same(state: TrainState, expected: TrainState) -> None:
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
-def test_the_last_checkpoint_comes_back_bit_for_bit(tmp_path, config):
-    save_steps(tmp_path, config, 1, 2)
-    assert_same(restored(tmp_path, config), state_after(2, 2))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_last_checkpoint_comes_back_bit_for_bit(tmp_path, config, optimizer):
+    save_steps(tmp_path, config, 1, 2, optimizer=optimizer)
+    state = restored(tmp_path, config, optimizer=optimizer)
+    assert_same(state, state_after(2, 2, optimizer))
 
 
 def test_without_a_checkpoint_none_is_chosen(tmp_path, config):
@@ -139,6 +148,32 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     assert aside.name.startswith("3_") and (aside / "state").is_dir()
     save_steps(tmp_path, config, 3)  # nothing stands in the way of the new one
     assert_same(restored(tmp_path, config), state_after(3, 3))
+
+
+def test_an_older_one_with_damaged_metrics_is_set_aside_too(tmp_path, config, caplog):
+    config.train.keep_best = "psnr_y"
+    save_steps(tmp_path, config, 1, 2, 3, metrics={step: {"psnr_y": 1.0} for step in (1, 2, 3)})
+    empty_the_metrics_file(tmp_path / "checkpoints" / "1")
+    with caplog.at_level(logging.WARNING, "upsr_jax"):
+        assert_same(restored(tmp_path, config), state_after(3, 3))
+    assert "the checkpoint of step 1 is damaged (Expecting value" in caplog.text
+    assert kept(tmp_path) == {2, 3}
+
+
+@pytest.mark.parametrize("file", ["meta/metadata", "metrics/metrics", "state/manifest.ocdbt"])
+def test_one_that_can_not_be_read_for_now_stays_where_it_is(tmp_path, config, file):
+    """A link that leads to itself stands for a lost server or too many open files."""
+    config.train.keep_best = "psnr_y"
+    save_steps(tmp_path, config, 1, 2)
+    path = tmp_path / "checkpoints" / "2" / file
+    whole = path.rename(path.with_name("whole"))
+    path.symlink_to(path.name)
+    for read in (choose_checkpoint, read_checkpoint):
+        with pytest.raises(OSError, match=r"checkpoints/2 can't be read for now \("):
+            read(tmp_path)
+    assert kept(tmp_path) == {1, 2}
+    whole.rename(path)
+    assert_same(restored(tmp_path, config), state_after(2, 2))
 
 
 def test_if_all_are_damaged_nothing_is_moved_and_no_new_run_begins(tmp_path, config):
@@ -196,6 +231,17 @@ def test_a_config_that_contradicts_is_refused(config, name, value):
     before = stored[name] if name == "seed" else stored[name.split(".")[0]][name.split(".")[1]]
     config.update_from_flattened_dict({name: value})
     with pytest.raises(ValueError, match=rf"in runs/a: {name} was {before} and is now {value}\."):
+        check_same_config(stored, config, "runs/a")
+
+
+def test_a_run_from_before_a_key_goes_on_if_the_key_says_what_it_did(config):
+    stored = config_as_json(config)
+    del stored["optimizer"]["muon"], stored["data"]["scale"]
+    check_same_config(stored, config, "runs/a")
+    config.optimizer.muon = True
+    config.data.scale = (0.5, 1.0)
+    changes = r"data\.scale was \[1\.0, 1\.0\] and is now \[0\.5, 1\.0\]; optimizer\.muon was False"
+    with pytest.raises(ValueError, match=changes):
         check_same_config(stored, config, "runs/a")
 
 

@@ -23,6 +23,13 @@ def test_the_environment_is_json_and_names_what_matters(monkeypatch):
     assert any("pytest" in argument for argument in described["command"])
 
 
+def test_what_is_left_of_a_package_without_a_name_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "foo-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    packages = run_info.describe_environment()["packages"]
+    assert packages["jax"] == jax.__version__ and None not in packages
+
+
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with one commit, in which the package seems to lie."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from evaluation_folder import write_evaluation
 
+from upsr_jax.image_io import read_image, write_image
 from upsr_jax.report import compare
 from upsr_jax.scores import score, with_scores
 
@@ -20,10 +21,11 @@ class Metric:
 
     def __init__(self, values, mode):
         self.values, self.metric_mode, self.lower_better = values, mode, mode == "FR"
-        self.calls = []
+        self.calls, self.pictures = [], []
 
     def __call__(self, *files):
         self.calls.append(files)
+        self.pictures += [read_image(file) for file in files[1:]]
         value = self.values[files[0].rpartition("/images/")[2]]
         if value is None:
             raise RuntimeError("too\nsmall")
@@ -70,6 +72,19 @@ def test_a_metric_that_compares_gets_the_ground_truth(tmp_path, pyiqa):
     file.write_text(json.dumps(results))
     with pytest.raises(ValueError, match="dists compares with a ground truth"):
         score(tmp_path, ["dists"])
+
+
+def test_where_it_was_degraded_the_centre_of_the_ground_truth_is_compared(tmp_path, pyiqa):
+    pyiqa.metrics["dists"] = metric = Metric({"a.png": 0.25}, "FR")
+    write_evaluation(tmp_path, {"a": IMAGES["a"]})
+    file = tmp_path / "results.json"
+    results = json.loads(file.read_text())
+    results["images"]["a"]["lr"] = None
+    file.write_text(json.dumps(results))
+    whole = np.random.default_rng(0).integers(0, 256, (71, 80, 3), np.uint8)
+    write_image(tmp_path / "gt" / "a.png", whole, overwrite=True)
+    score(tmp_path, ["dists"])
+    np.testing.assert_array_equal(metric.pictures, [whole[3:67, 8:72]])
 
 
 def test_scores_are_kept_and_only_missing_ones_are_measured(tmp_path, pyiqa):

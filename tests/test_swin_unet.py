@@ -141,6 +141,7 @@ def test_bfloat16_stays_near_float32(small):
     rounded = jax.jit(SwinUNet(**SMALL, dtype=jnp.bfloat16).apply)(*inputs)
     assert exact.dtype == rounded.dtype == jnp.float32
     assert 1e-4 < relative_error(rounded, exact) < 0.05
+    assert np.mean(rounded != rounded.astype(jnp.bfloat16)) > 0.9  # not that of the image
 
 
 def test_residual_adds_the_estimate(small):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from photos import write_photos
 from tiny_model import random_params
 
 from configs import tiny
-from upsr_jax import train
+from upsr_jax import evaluate, train
 from upsr_jax.checkpoint import load_model, save_model
 from upsr_jax.data.pipeline import example_names, train_batches
 from upsr_jax.run_setup import create_sharded_state
@@ -142,6 +143,42 @@ def test_stop_and_resume_equals_uninterrupted(config, finished, workdir):
         load_model(workdir / "model")[1],
         load_model(finished / "model")[1],
     )
+
+
+def test_a_stop_ends_the_last_evaluation_and_the_next_call_makes_up_for_it(
+    config, finished, workdir, monkeypatch
+):
+    make_evaluate_fn, measured = evaluate.make_evaluate_fn, []
+
+    def make_stopped(*arguments):
+        def evaluate_fn(params, examples):
+            for item in make_evaluate_fn(*arguments)(params, examples):
+                measured.append(item.example.name)
+                signal.raise_signal(signal.SIGTERM)
+                yield item
+
+        return evaluate_fn
+
+    shutil.rmtree(workdir / "checkpoints" / "30")
+    shutil.rmtree(workdir / "model")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "make_evaluate_fn", make_stopped)
+        train_and_evaluate(config, workdir)
+    assert len(measured) == 1 < config.eval.max_images
+    assert [line["step"] for line in metrics(workdir)] == list(range(1, 31))
+    assert (workdir / "checkpoints" / "30").exists()
+    assert not (workdir / "finished").exists() and not (workdir / "model").exists()
+
+    train_and_evaluate(config, workdir)
+    evaluation, expected = metrics(workdir)[-1], metrics(finished)[-1]
+    assert evaluation | {"time": 0} == expected | {"time": 0}
+    assert (workdir / "finished").read_text() == "30\n"
+    assert (workdir / "model").exists()
+
+
+def test_a_run_of_more_steps_is_not_taken_for_finished(config, workdir):
+    with pytest.raises(ValueError, match=r"has done 30 steps, more than config\.train\.steps = 20"):
+        train_and_evaluate(changed(config, train__steps=20), workdir)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from upsr_jax.cli_options import (
     Sampler,
     Seed,
     Steps,
+    Tile,
 )
 
 if TYPE_CHECKING:
@@ -42,9 +43,7 @@ def upscale(
     ],
     seed: Seed = 0,
     model: ModelFolder = None,
-    tile: Annotated[
-        int, typer.Option(help="Pixels a side run at once; less takes less memory.")
-    ] = 256,
+    tile: Tile = 256,
     steps: Steps = None,
     sampler: Sampler = None,
     min_noise: MinNoise = None,
@@ -111,6 +110,7 @@ def evaluate(
     ] = None,
     model: ModelFolder = None,
     seed: Seed = 0,
+    tile: Tile = 512,
     steps: Steps = None,
     sampler: Sampler = None,
     min_noise: MinNoise = None,
@@ -137,6 +137,7 @@ def evaluate(
             gt,
             out,
             seed=seed,
+            tile=tile,
             steps=steps,
             method=sampler,
             min_noise=min_noise,

@@ -42,6 +42,7 @@ MinNoise = Annotated[
         show_default="as the model was trained",
     ),
 ]
+Tile = Annotated[int, typer.Option(help="Pixels a side run at once; less takes less memory.")]
 Fidelity = Annotated[
     float,
     typer.Option(min=0, max=1, help="Blend with the estimate: 0 is sharpest, 1 most faithful."),

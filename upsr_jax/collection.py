@@ -31,8 +31,8 @@ from upsr_jax.image_io import (
     check_storable,
     count_pixels,
     find_images,
-    read_image,
     read_note,
+    read_photo,
     remove_parts,
     without_limit,
     write_image,
@@ -180,7 +180,9 @@ def run_job(
     pixels = count_pixels(job.source)
     # Before the picture is read: should it change meanwhile, the next run finds another one.
     note = describe_result(job.source, upscaler, seed)
-    if os.path.exists(job.target):
+    exists = os.path.exists(job.target)
+    is_empty = exists and os.path.getsize(job.target) == 0  # as a kill leaves it without links
+    if exists and not is_empty:
         if job.target.samefile(job.source):
             raise ImageError(f"{job.source}: its result would replace it; choose another --out.")
         if read_note(job.target) == note:
@@ -191,10 +193,10 @@ def run_job(
                 "add --overwrite to replace it."
             )
     with room.hold(pixels):
-        image = read_image(job.source)
+        image, kept = read_photo(job.source)
         height, width, channels = image.shape
         check_storable(job.target, 4 * height, 4 * width, has_alpha=channels == 4)
-        write_image(job.target, upscaler(image, seed, progress), overwrite, note)
+        write_image(job.target, upscaler(image, seed, progress), overwrite or is_empty, note, kept)
     return True
 
 

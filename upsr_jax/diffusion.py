@@ -45,10 +45,12 @@ class Schedule:
     ) -> "Schedule":
         """Build the geometric schedule of ResShift (arXiv 2307.12348, Sec. 2.2) from s_1 to `end`.
 
-        Raises ValueError for fewer than two steps.
+        Raises ValueError for fewer than two steps, or unless `kappa` is positive.
         """
         if steps < 2:
             raise ValueError(f"a schedule needs at least 2 steps, got steps={steps}")
+        if kappa <= 0:
+            raise ValueError(f"a schedule needs a positive kappa, got kappa={kappa}")
         start = min(min_noise_level / kappa, min_noise_level, math.sqrt(0.001))
         progress = np.linspace(0.0, 1.0, steps) ** power
         sqrt_etas = start * np.exp(np.log(end / start) * progress)

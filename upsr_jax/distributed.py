@@ -61,9 +61,9 @@ def read_settings(
 ) -> Settings | None:
     """Complete the given settings from the environment and check them; None: a single process."""
     coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
-    slurm = _slurm_settings(environment)
+    slurm = _slurm_settings(environment, coordinator)
     if slurm is not None:
-        coordinator = coordinator or slurm.coordinator
+        coordinator = slurm.coordinator
         process_count = slurm.process_count if process_count is None else process_count
         process_id = slurm.process_id if process_id is None else process_id
     if coordinator is None and process_count is None and process_id is None:
@@ -93,11 +93,23 @@ def read_settings(
     )
 
 
-def _slurm_settings(environment: Mapping[str, str]) -> Settings | None:
+def _slurm_settings(environment: Mapping[str, str], coordinator: str | None) -> Settings | None:
     """Read the settings of an srun step of several tasks; None outside of one."""
     count = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
     if count == 1:
         return None
+    # Tasks on one node share its devices: one each, as JAX has it for SLURM.
+    sharing = count > int(environment["SLURM_STEP_NUM_NODES"])
+    return Settings(
+        coordinator or _slurm_coordinator(environment),
+        count,
+        int(environment["SLURM_PROCID"]),
+        [int(environment["SLURM_LOCALID"])] if sharing else None,
+    )
+
+
+def _slurm_coordinator(environment: Mapping[str, str]) -> str:
+    """Choose a port of the step's first node; ValueError if its name can't be read."""
     # The first of "node[07-09,12],login1" is node07.
     nodes = environment["SLURM_STEP_NODELIST"]
     first = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\])?(?:,|$)", nodes)
@@ -107,14 +119,7 @@ def _slurm_settings(environment: Mapping[str, str]) -> Settings | None:
             "--coordinator HOST:PORT (`scontrol show hostnames` lists them)"
         )
     port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096  # two jobs on a node seldom meet
-    # Tasks on one node share its devices: one each, as JAX has it for SLURM.
-    sharing = count > int(environment["SLURM_STEP_NUM_NODES"])
-    return Settings(
-        "".join(first.groups("")) + f":{port}",
-        count,
-        int(environment["SLURM_PROCID"]),
-        [int(environment["SLURM_LOCALID"])] if sharing else None,
-    )
+    return "".join(first.groups("")) + f":{port}"
 
 
 _herald: subprocess.Popen | None = None

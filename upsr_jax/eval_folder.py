@@ -4,27 +4,26 @@ A row is appended after its images are written, so a kill at any time loses no m
 at work. Several processes write rows of their own into one folder that all of them see.
 """
 
-import fcntl
 import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from upsr_jax.data.test_sets import Entry, hash_files
-from upsr_jax.files import write_json, write_whole
+from upsr_jax.files import check_begun, locked, read_json, write_json, write_whole
 from upsr_jax.image_io import write_image
 from upsr_jax.inference import Restoration
 from upsr_jax.report.results import read_results
 from upsr_jax.run_setup import create_workdir
 
-OPTIONS, LOCK = "options.json", ".lock"
+OPTIONS = "options.json"
 
 
 @contextmanager
@@ -37,45 +36,18 @@ def opened(out: Path, options: Mapping[str, Any], entries: Sequence[Entry]) -> I
       ValueError: it was begun with other options, or another evaluation is at work in it.
       OSError: it can't be written, or another host doesn't see it.
     """
-    options = json.loads(json.dumps(options))
     create_workdir(out)
-    with (out / LOCK).open("a") as lock:
-        if jax.process_index() == 0:
-            _lock_or_raise(lock, out)
-            if not (out / OPTIONS).exists():
-                write_json(out / OPTIONS, options)
+    first = jax.process_index() == 0
+    with locked(out) if first else nullcontext():
+        if first and not (out / OPTIONS).exists():
+            write_json(out / OPTIONS, options)
         multihost_utils.sync_global_devices("evaluation options")
-        _check_options(out, options)
-        if jax.process_index() == 0:
+        begun = read_json(out / OPTIONS)
+        check_begun(out, begun, dict.fromkeys(begun) | dict(options))
+        if first:
             _clean(out, {entry.name: entry for entry in entries})
         multihost_utils.sync_global_devices("evaluation folder")
         yield
-
-
-def _lock_or_raise(lock: TextIO, out: Path) -> None:
-    """Keep other processes out of the folder until this one closes the file or ends."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(
-            f"another process is evaluating into {out}: wait for its end, or choose another folder"
-        ) from error
-    except OSError:  # a file system without locks
-        pass
-
-
-def _check_options(out: Path, options: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the folder was begun with these options."""
-    try:
-        begun = json.loads((out / OPTIONS).read_text())
-    except ValueError as error:
-        raise ValueError(f"{out / OPTIONS} is damaged: remove {out}, or choose another") from error
-    for key in begun | options:
-        if begun.get(key) != options.get(key):
-            raise ValueError(
-                f"{out} holds an evaluation with {key} {begun.get(key)!r}, not "
-                f"{options.get(key)!r}: choose another folder, or remove this one"
-            )
 
 
 def _clean(out: Path, entries: Mapping[str, Entry]) -> None:
@@ -134,6 +106,18 @@ def wait_for_rows(out: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     while set(names) - (rows := read_rows(out)).keys():
         time.sleep(0.5)
     return {name: rows[name] for name in names}
+
+
+def check_apart(out: Path, images: Sequence[str]) -> None:
+    """Raise ValueError if results would replace images to evaluate on, or be taken for some."""
+    for folder in map(Path, filter(None, images)):
+        for results in (out / "images", out / "uncertainty"):
+            above, below = folder.resolve(), results.resolve()
+            if below.is_relative_to(above) or above.is_relative_to(below):
+                raise ValueError(
+                    f"results would go to {results}, among the images to evaluate on in {folder}: "
+                    "choose another folder for them"
+                )
 
 
 def image_files(out: Path, name: str) -> tuple[Path, Path]:

@@ -1,6 +1,7 @@
 """Write down everything that the numbers of an evaluation depend on."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,23 +40,31 @@ def describe_protocol(
     """List everything a number depends on."""
     settings = config.eval
     tile = settings.sides[-1]
-    crop = "" if settings.lr else f", centre squares of at most {settings.crop_size} pixels"
+    truth, lr = settings.gt or "none", settings.lr
+    if not lr:
+        truth += f", centre squares of at most {settings.crop_size} pixels"
+        degradation = json.dumps(config.degradation.to_dict(), sort_keys=True).encode()
+        digest = hashlib.sha256(degradation).hexdigest()[:12]
+        lr = f"degraded here, seed {settings.seed}, config.degradation of SHA-256 {digest}"
     sampler: dict[str, Any] = {"sampler": "none, the estimate itself"}
     if config.network == "denoiser":
         method = config.sampler.method
         steps = 1 if method == "one_step" else config.sampler.steps
-        sampler = {"sampler": method, "steps": steps, **config.prior}
+        diffusion = ", ".join(f"{key} {value}" for key, value in config.diffusion.items())
+        sampler = {"sampler": method, "steps": steps, **config.prior, "diffusion": diffusion}
+    precision = jax.config.jax_default_matmul_precision or "default"
     return {
         "program": program(),
         "model": settings.model or "the workdir's",
         "weights": fingerprint(params),
-        "ground truth": (settings.gt or "none") + crop,
-        "low resolution": settings.lr or f"degraded here, seed {settings.seed}",
+        "ground truth": truth,
+        "low resolution": lr,
         **sampler,
         "fidelity": settings.fidelity,
         "seed": settings.seed,
         "noise": "of each image from the seed and its name",
-        "arithmetic": f"{config.dtype} on {jax.devices()[0].device_kind}",
+        "arithmetic": f"{config.dtype} on {jax.devices()[0].device_kind}, {precision} precision of "
+        "matrix products",
         "batch of a device": settings.per_device_batch,
         "padding": "by reflection at right and bottom to sides of "
         f"{', '.join(map(str, settings.sides))}",

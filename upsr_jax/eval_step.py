@@ -27,11 +27,14 @@ from upsr_jax.metrics.niqe import PristineModel, niqe
 from upsr_jax.models.lpips import ALEXNET, LPIPS, VGG16
 from upsr_jax.networks import apply
 from upsr_jax.pretrained import load_lpips_alex, load_lpips_vgg
-from upsr_jax.programs import make_program, put_whole
+from upsr_jax.programs import fitting, make_program, put_whole
 from upsr_jax.tiling import noise_window
 from upsr_jax.timing import Timing
 
 MOST_WAITING = 4  # batches of restored images: their memory, and what a kill loses
+
+SMALLER_TILES = "use smaller tiles (--tile or config.eval.sides)"
+SMALLER_IMAGES = "cut them into parts, or leave LPIPS out of config.eval.metrics"
 
 PIXEL_METRICS = {"psnr_y": psnr_y, "ssim_y": ssim_y}
 LPIPS_METRICS = {"lpips_vgg": (VGG16, load_lpips_vgg), "lpips_alex": (ALEXNET, load_lpips_alex)}
@@ -63,13 +66,23 @@ def check_eval(settings: ConfigDict) -> None:
         )
 
 
+def raise_lost(name: str, error: MemoryError) -> None:
+    """End an evaluation at the first image that memory can't hold."""
+    raise error
+
+
 def make_evaluate_fn(
-    config: ConfigDict, metrics: Sequence[str], mesh: Mesh, timing: Timing
+    config: ConfigDict,
+    metrics: Sequence[str],
+    mesh: Mesh,
+    timing: Timing,
+    lost_fn: Callable[[str, MemoryError], None] = raise_lost,
 ) -> Callable[[Any, Iterable[Example]], Iterator[Measured]]:
     """Build `(params, examples) -> images, restored and measured`, as they get done.
 
     The devices of this process, `mesh`, share a batch; the next one is made in a thread. Host
-    metrics (NIQE) are left to the caller.
+    metrics (NIQE) are left to the caller. Images that memory can't hold are handed to `lost_fn`,
+    by their names, instead.
     """
     settings = config.eval
     rows = settings.per_device_batch * mesh.size
@@ -95,8 +108,20 @@ def make_evaluate_fn(
             batches = group(pieces(), lambda piece: piece.pixels.shape, rows)
             inputs = map_ahead(with_input, batches, num_workers=0, num_threads=1, ahead=2)
             for batch, arrays in timed(inputs, timing):
-                restored = restore(params, arrays)
-                yield from zip(batch, map(Restoration, *restored), strict=False)
+                if not any(piece.name in in_work for piece in batch):
+                    continue
+                height, width = batch[0].pixels.shape[:2]
+                try:
+                    with fitting(f"{rows} tiles of {width}x{height}", SMALLER_TILES):
+                        restored = restore(params, arrays)
+                except MemoryError as error:
+                    for name in {piece.name for piece in batch} & set(in_work):
+                        del in_work[name]
+                        lost_fn(name, error)
+                    continue
+                for piece, result in zip(batch, map(Restoration, *restored), strict=False):
+                    if piece.name in in_work:
+                        yield piece, result
 
         for name, arrays in assemble(results()):
             yield Measured(in_work.pop(name), Restoration(*arrays), {})
@@ -110,9 +135,16 @@ def make_evaluate_fn(
             yield from restored
             return
         for batch in group(restored, canvas, rows, most=MOST_WAITING * rows):
-            with timing.spent("move"):
-                images = on_canvas(fill(batch, rows), canvas(batch[0]))
-            values = measure(images)
+            height, width = canvas(batch[0])
+            try:
+                with fitting(f"metrics of {rows} images of {width}x{height}", SMALLER_IMAGES):
+                    with timing.spent("move"):
+                        images = on_canvas(fill(batch, rows), (height, width))
+                    values = measure(images)
+            except MemoryError as error:
+                for item in batch:
+                    lost_fn(item.example.name, error)
+                continue
             for i, item in enumerate(batch):
                 yield item._replace(values={key: float(value[i]) for key, value in values.items()})
 

@@ -6,8 +6,9 @@ its name, the seed and the batch of a device, never from the other images or the
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from upsr_jax.data.test_sets import (
     Broken,
     Entry,
     Example,
+    find_entries,
     list_entries,
     make_read_fn,
     read_or_reason,
@@ -39,7 +41,7 @@ from upsr_jax.files import write_json
 from upsr_jax.inference import with_options
 from upsr_jax.metrics import HIGHER_IS_BETTER, WITHOUT_REFERENCE
 from upsr_jax.metrics.intervals import mean_over
-from upsr_jax.pretrained import load_networks, load_pristine_model, take_networks
+from upsr_jax.pretrained import check_same, load_pristine_model, take_networks
 from upsr_jax.programs import local_mesh, localize, put_whole
 from upsr_jax.report import write_report
 from upsr_jax.report.results import RESULTS
@@ -48,6 +50,7 @@ from upsr_jax.scores import with_scores
 from upsr_jax.sharding import replicated
 from upsr_jax.timing import Timing, timing_lines
 
+SIDES = (64, 128, 192, 256, 384)  # that images are padded to where no other are asked for
 THREADS = 4  # that read ahead, and as many that write
 
 
@@ -86,18 +89,26 @@ class Evaluator:
         self.gather = jax.jit(lambda params: params, out_shardings=replicated(mesh))
         self.pristine = load_pristine_model()
 
-    def __call__(self, params: Mapping[str, Any]) -> Report:
-        """Restore and measure every image."""
+    def __call__(self, params: Mapping[str, Any], stop_fn: Callable[[], bool]) -> Report | None:
+        """Restore and measure every image; None as soon as `stop_fn` says so.
+
+        All processes ask it together, after every image, and it must tell all of them the same.
+        """
         keys = columns(self.metrics)
         values = np.zeros((len(self.entries), len(keys)), np.float32)
         numbers = {entry.name: i for i, entry in enumerate(self.entries)}
         strips = {}
-        for item in self.evaluate_fn(localize(self.gather(params), self.local), self.examples):
-            number = numbers[item.example.name]
-            row = item.values | host_metrics(self.metrics, item.restored, self.pristine)
-            values[number] = [row[key] for key in keys]
-            if number < self.config.eval.pictures:
-                strips[number] = picture_strip(item)
+        items = self.evaluate_fn(localize(self.gather(params), self.local), self.examples)
+        rounds = range(-(-len(self.entries) // jax.process_count()))  # on every process as many
+        for _, item in zip_longest(rounds, items):
+            if item is not None:
+                number = numbers[item.example.name]
+                row = item.values | host_metrics(self.metrics, item.restored, self.pristine)
+                values[number] = [row[key] for key in keys]
+                if number < self.config.eval.pictures:
+                    strips[number] = picture_strip(item)
+            if stop_fn():
+                return None
         values = multihost_utils.process_allgather(values[None], tiled=True).sum(axis=0)
         rows = {
             name: dict(zip(keys, map(float, row), strict=True))
@@ -160,7 +171,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """
     check_config(config)
     workdir = Path(workdir)
-    entries = list_entries(config.eval)  # before a model is asked for: sets take longer to get
+    entries = find_entries(config.eval)  # before a model is asked for: sets take longer to get
     return evaluate_set(config, entries, load_params(config, workdir), workdir / "evaluation")
 
 
@@ -177,11 +188,12 @@ def evaluate_folders(
     fidelity: float = 0.0,
     metrics: Sequence[str] = tuple(HIGHER_IS_BETTER),
     per_device_batch: int = 1,
-    sides: Sequence[int] = (64, 128, 192, 256, 384, 512),
+    tile: int = 512,
 ) -> dict[str, Any]:
     """Evaluate a model folder on any images, with or without ground truth, as `evaluate_set` does.
 
-    `steps`, `method` and `min_noise` are those of `inference.with_options`, the others config.eval.
+    `steps`, `method` and `min_noise` are those of `inference.with_options`; images with sides above
+    `tile` are cut in tiles; the others are those of config.eval.
     """
     config, params = load_model(model)
     config = with_options(config, steps, method, min_noise)
@@ -196,18 +208,18 @@ def evaluate_folders(
         seed=seed,
         metrics=tuple(metrics),
         per_device_batch=per_device_batch,
-        sides=tuple(sides),
+        sides=(*(side for side in SIDES if side < tile), tile),
         fidelity=fidelity,
     )
     config.degradation = dict(use_sharp=False)  # unused: both folders hold what they should
     params = take_networks(model, config, params, config, ["estimator", config.network])
-    return evaluate_set(config, list_entries(config.eval), params, Path(out))
+    return evaluate_set(config, find_entries(config.eval), params, Path(out))
 
 
 def evaluate_set(
     config: ConfigDict, entries: Sequence[Entry], params: Mapping[str, Any], out: Path
 ) -> dict[str, Any]:
-    """Restore and measure the images of config.eval; write and return `out/results.json`.
+    """Restore and measure the first config.eval.max_images; write and return `out/results.json`.
 
     `out` also gets the images, their noise weights and rows.jsonl as they are done, and the report
     at the end; the same call does only what is missing, or has changed. Processes share the images
@@ -220,9 +232,10 @@ def evaluate_set(
         on; or the config asks for what can't be.
     """
     check_eval(config.eval)
-    check_apart(config.eval, out)
+    eval_folder.check_apart(out, (config.eval.gt, config.eval.lr))
     metrics = measurable(config.eval)
     protocol = describe_protocol(config, params, metrics)
+    found, entries = len(entries), entries[: config.eval.max_images]
     with eval_folder.opened(out, protocol, entries):
         rows = eval_folder.read_rows(out)
         own = share(entries, jax.process_index(), jax.process_count())
@@ -233,6 +246,8 @@ def evaluate_set(
         devices = {"processes": jax.process_count(), "devices": jax.device_count()}
         timings = timing.summary() | devices
         rows = eval_folder.wait_for_rows(out, [entry.name for entry in entries])
+        if len(entries) < found:
+            protocol["taken"] = f"{len(entries):,} of {found:,} images (config.eval.max_images)"
         results = with_scores(summarize(protocol, metrics, rows), out)
         results["timing"] = timings if timing.images else eval_folder.read_timing(out) or timings
         if jax.process_index() == 0:
@@ -241,15 +256,6 @@ def evaluate_set(
             print(*(f"{key}: {value}" for key, value in results["protocol"].items()), sep="\n")
             print(f"\n{means_table(results)}\n\n{timing_lines(results['timing'])}")
     return results
-
-
-def check_apart(settings: ConfigDict, out: Path) -> None:
-    """Raise ValueError if results would lie among the images, and be taken for some later."""
-    for folder in filter(None, (settings.gt, settings.lr)):
-        if out.resolve().is_relative_to(Path(folder).resolve()):
-            raise ValueError(
-                f"{out} lies in {folder}, where the images to evaluate on are: choose another place"
-            )
 
 
 def run(
@@ -261,19 +267,24 @@ def run(
     timing: Timing,
 ) -> None:
     """Do the images of this process, on all its devices, and write files and rows in threads."""
-    with timing.spent("setup"):
-        mesh = local_mesh()
-        evaluate_fn = make_evaluate_fn(config, metrics, mesh, timing)
-        params = put_whole(params, mesh)
-        pristine = load_pristine_model()
-        read_fn = make_read_fn(config)
-    files = {entry.name: {"lr": entry.lr, "gt": entry.gt} for entry in entries}
     rows = eval_folder.Rows(out)
     progress = tqdm(total=len(entries), unit="image", disable=jax.process_index() != 0)
 
     def report_broken(broken: Broken) -> None:
         progress.write(f"{broken.name} is broken: {broken.reason}", file=sys.stderr)
         rows.append({"name": broken.name, "broken": broken.reason})
+
+    def report_lost(name: str, error: MemoryError) -> None:
+        report_broken(Broken(name, str(error)))
+        progress.update()
+
+    with timing.spent("setup"):
+        mesh = local_mesh()
+        evaluate_fn = make_evaluate_fn(config, metrics, mesh, timing, report_lost)
+        params = put_whole(params, mesh)
+        pristine = load_pristine_model()
+        read_fn = make_read_fn(config)
+    files = {entry.name: {"lr": entry.lr, "gt": entry.gt} for entry in entries}
 
     def readable(images: Iterable[Example | Broken]) -> Iterator[Example]:
         for image in images:
@@ -366,10 +377,14 @@ def means_table(results: Mapping[str, Any]) -> str:
 def load_params(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Load the model folder config.eval.model, or else the last checkpoint in `workdir`.
 
-    Raises ValueError if networks are missing or others than the config's.
+    Raises ValueError if networks are missing, or they or their diffusion are not the config's.
     """
-    parts = ["estimator", config.network]
     if config.eval.model:
-        return load_networks(config.eval.model, config, parts)
-    last = read_checkpoint(workdir)
-    return take_networks(workdir, last.config, last.model, config, parts)
+        name, (stored, params) = config.eval.model, load_model(config.eval.model)
+    else:
+        last = read_checkpoint(workdir)
+        name, stored, params = workdir, last.config, last.model
+    params = take_networks(name, stored, params, config, ["estimator", config.network])
+    if config.network == "denoiser":
+        check_same(name, stored, config, "diffusion")
+    return params

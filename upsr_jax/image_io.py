@@ -1,7 +1,7 @@
 """Read photos as 8-bit sRGB arrays, and write results whole or not at all.
 
 16-bit files are scaled down and other colour spaces converted, so that no picture changes its look
-on the way; metadata (EXIF, ICC) is not carried over. Results may hold a note of how they were made.
+on the way. Results may hold EXIF data of their photo, and a note of how they were made.
 Errors are ImageError, one sentence each.
 """
 
@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from upsr_jax import exif
 
 READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -26,7 +28,6 @@ TOO_LARGE = f"more than {MAX_PIXELS:,} pixels, the most that is read; cut it int
 
 # TIFF tags. Of 16-bit grey, Pillow decodes rightly what uses all 16 bits and means black by 0.
 BITS_PER_SAMPLE, PHOTOMETRIC, ZERO_IS_BLACK = 258, 262, 1
-SOFTWARE = 305  # EXIF tag: the program that made an image, and here with what
 
 
 class Encoder(NamedTuple):
@@ -64,8 +65,13 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w c"]:
     Returns RGB, or RGBA if any pixel is not opaque. Raises ImageError for anything but one whole
     still image of at most MAX_PIXELS pixels; nothing is decoded before the size is known.
     """
+    return read_photo(path)[0]
+
+
+def read_photo(path: str | Path) -> tuple[UInt8[np.ndarray, "h w c"], Image.Exif]:
+    """Read a photo as `read_image` does, and of its EXIF data what its result keeps."""
     with _open(path) as image:
-        return to_pixels(image)
+        return to_pixels(image), exif.read_kept(image)
 
 
 def count_pixels(path: str | Path) -> int:
@@ -76,7 +82,7 @@ def count_pixels(path: str | Path) -> int:
 
 def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
     """Turn an image of any common mode into upright 8-bit sRGB, RGBA if any pixel is not opaque."""
-    image = ImageOps.exif_transpose(image)
+    image = exif.turn_upright(image)
     if image.mode.startswith("I;16") and not image.has_transparency_data:
         image = _scale_to_8_bits(image)
     if image.mode in ("I", "F", "LAB", "HSV") or image.mode.startswith("I;16"):
@@ -104,11 +110,16 @@ def check_storable(path: Path, height: int, width: int, has_alpha: bool) -> None
 
 
 def write_image(
-    path: str | Path, image: UInt8[np.ndarray, "h w c"], overwrite: bool = False, note: str = ""
+    path: str | Path,
+    image: UInt8[np.ndarray, "h w c"],
+    overwrite: bool = False,
+    note: str = "",
+    kept: Image.Exif | None = None,
 ) -> None:
     """Write RGB or RGBA under a temporary name beside `path`, then give it its name at once.
 
-    `note` goes into the file's EXIF data, where `read_note` finds it. Folders are made as needed.
+    The file's EXIF data is what was `kept` of another, and `note`, where `read_note` finds it.
+    Folders are made as needed.
     A kill leaves at most a hidden `.upsr-*.part`, for `remove_parts`. Raises ImageError if `path`
     exists (unless `overwrite`) or cannot be written.
     """
@@ -121,8 +132,8 @@ def write_image(
         with open(part, "xb") as file:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
-            exif = _exif(note)
-            Image.fromarray(image).save(file, encoder.format, exif=exif, **encoder.options)
+            data = exif.encode(kept or Image.Exif(), note)
+            Image.fromarray(image).save(file, encoder.format, exif=data, **encoder.options)
             file.flush()
             os.fsync(file.fileno())
         _publish(part, path, overwrite)
@@ -148,9 +159,7 @@ def read_note(path: str | Path) -> str | None:
     """
     try:
         with Image.open(path) as image:
-            exif = Image.Exif()
-            exif.load(image.info["exif"])  # getexif would decode all of a PNG to look behind it
-            return exif.get(SOFTWARE)
+            return exif.read_note(image)
     except Exception:  # decoders raise anything on damaged files
         return None
 
@@ -244,12 +253,6 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         # Damaged, or meant for other channels: viewers show such a picture as sRGB too.
         return image.convert(mode)
     return transform.apply(image)
-
-
-def _exif(note: str) -> bytes:
-    exif = Image.Exif()
-    exif[SOFTWARE] = note
-    return exif.tobytes() if note else b""
 
 
 def _publish(part: Path, path: Path, overwrite: bool) -> None:

@@ -76,17 +76,18 @@ def take_networks(
     for part in parts:
         if part not in params:
             raise ValueError(f"{name} holds no {part}, only {', '.join(params)}")
-        block = CONFIG_BLOCKS[part]
-        # As dicts: a locked ConfigDict, as main's is, never equals an unlocked one.
-        found, wanted = stored[block].to_dict(), config[block].to_dict()
-        if found != wanted:
-            differences = [
-                f"{key} {found.get(key)} instead of {wanted.get(key)}"
-                for key in wanted | found
-                if found.get(key) != wanted.get(key)
-            ]
-            raise ValueError(
-                f"the {part} of {name} is another network than config.{block}: "
-                + ", ".join(differences)
-            )
+        check_same(name, stored, config, CONFIG_BLOCKS[part])
     return {part: params[part] for part in parts}
+
+
+def check_same(name: str | Path, stored: ConfigDict, config: ConfigDict, block: str) -> None:
+    """Raise ValueError, with both values, where `name` is of another config.`block` than wanted."""
+    # As dicts: a locked ConfigDict, as main's is, never equals an unlocked one.
+    found, wanted = stored[block].to_dict(), config[block].to_dict()
+    differences = [
+        f"{key} {found.get(key)} instead of {wanted.get(key)}"
+        for key in wanted | found
+        if found.get(key) != wanted.get(key)
+    ]
+    if differences:
+        raise ValueError(f"{name} has another config.{block}: {', '.join(differences)}")

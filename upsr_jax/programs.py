@@ -1,6 +1,7 @@
 """Run functions over batches on all devices of this process, each compiled once for a shape."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -72,3 +73,14 @@ def make_program(
             return jax.device_get(results)
 
     return run
+
+
+@contextmanager
+def fitting(what: str, cure: str) -> Iterator[None]:
+    """Turn a device's lack of memory into a MemoryError that names what doesn't fit, and a cure."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(f"{what} do not fit into the device's memory; {cure}.") from error

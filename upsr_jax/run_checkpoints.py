@@ -5,11 +5,13 @@ optimizer's state), "model" (the averaged weights and what else the model is mad
 (the config and sums over the bits of the arrays, by which damage shows).
 """
 
+import errno
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,8 @@ NONE, ALL_DAMAGED = -1, -2  # for a step, where processes agree on one
 # What may differ when a run goes on: it changes no example and no update, but for rounding.
 MAY_CHANGE = ("eval.", "mesh.", "pretrained.", "train.", "sampler.steps", "data.num_")
 MAY_NOT_CHANGE = ("train.ema_decay",)
+# Keys that are younger than some checkpoints, with the values that say what those did.
+ADDED = {"data.scale": [1.0, 1.0], "optimizer.muon": False}
 # What rebuilds and runs a model; data, paths and training stay with the run.
 MODEL_BLOCKS = ("network", "dtype", "model", "estimator", "diffusion", "prior", "sampler")
 
@@ -120,8 +124,9 @@ def choose_checkpoint(workdir: Path) -> int | None:
     """Find the newest whole checkpoint of a run; None if it has none.
 
     Damaged ones that are newer are reported and moved into a folder beside, as they would stand in
-    the way of new ones. Process 0 looks, and decides for all processes. Raises ValueError if there
-    are checkpoints but all of them are damaged; nothing is moved then.
+    the way of new ones; so are older ones whose metrics the manager could not read. Process 0
+    looks, and decides for all processes. Raises ValueError if there are checkpoints but all of them
+    are damaged, OSError if they can't be read for now; nothing is moved then.
     """
     chosen, damage = NONE, {}
     if jax.process_index() == 0:
@@ -138,24 +143,23 @@ def choose_checkpoint(workdir: Path) -> int | None:
 
 def _find_whole(folder: Path) -> tuple[int, dict[int, str]]:
     steps = sorted(ocp.utils.checkpoint_steps(folder), reverse=True) if folder.is_dir() else []
-    damage: dict[int, str] = {}
+    chosen, damage = NONE, {}
     for step in steps:
         try:
-            _read(folder / str(step))
-        except (PermissionError, MemoryError):
-            raise  # not the checkpoint's fault
+            (_read if chosen == NONE else _read_metrics)(folder / str(step))
+            chosen = max(chosen, step)
         except Exception as error:  # damaged files make the libraries below raise anything
-            damage[step] = _line(error)
-            continue
-        for damaged, reason in damage.items():
-            aside = folder.with_name(DAMAGED) / f"{damaged}_{time.strftime('%Y%m%d_%H%M%S')}"
-            aside.parent.mkdir(exist_ok=True)
-            (folder / str(damaged)).rename(aside)
-            logger.warning(
-                "the checkpoint of step %d is damaged (%s): moved to %s", damaged, reason, aside
-            )
-        return step, damage
-    return (ALL_DAMAGED if steps else NONE), damage
+            damage[step] = _damage(folder / str(step), error)
+    if chosen == NONE:
+        return (ALL_DAMAGED if steps else NONE), damage
+    for step, reason in damage.items():
+        aside = folder.with_name(DAMAGED) / f"{step}_{time.strftime('%Y%m%d_%H%M%S')}"
+        aside.parent.mkdir(exist_ok=True)
+        (folder / str(step)).rename(aside)
+        logger.warning(
+            "the checkpoint of step %d is damaged (%s): moved to %s", step, reason, aside
+        )
+    return chosen, damage
 
 
 def check_run(workdir: Path, step: int, config: ConfigDict) -> None:
@@ -193,7 +197,8 @@ def restore(
 def read_checkpoint(workdir: str | Path, step: int | None = None) -> Checkpoint:
     """Read a checkpoint of a run, the last by default, into this host's memory.
 
-    Raises FileNotFoundError if the run has no such checkpoint, ValueError if it is damaged.
+    Raises FileNotFoundError if the run has no such checkpoint, ValueError if it is damaged, OSError
+    if it can't be read for now.
     """
     folder = Path(workdir).absolute() / FOLDER
     steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
@@ -207,8 +212,9 @@ def read_checkpoint(workdir: str | Path, step: int | None = None) -> Checkpoint:
     try:
         meta, items = _read(folder / str(step))
     except Exception as error:  # damaged files make the libraries below raise anything
+        damage = _damage(folder / str(step), error)
         raise ValueError(
-            f"{folder / str(step)} is damaged ({_line(error)}): take another step"
+            f"{folder / str(step)} is damaged ({damage}): take another step"
         ) from error
     return Checkpoint(step, as_config(meta["config"]), items["state"], items["model"])
 
@@ -241,7 +247,7 @@ def check_same_config(stored: Mapping[str, Any], config: ConfigDict, folder: Any
             for key, value in flatten(tree).items()
             if not key.startswith(MAY_CHANGE) or key in MAY_NOT_CHANGE
         }
-        for tree in (stored, config_as_json(config))
+        for tree in (ADDED | flatten(stored), config_as_json(config))
     )
     changes = [
         f"{key} was {before.get(key)} and is now {now.get(key)}"
@@ -287,9 +293,7 @@ def _sums(trees: Mapping[str, Any]) -> dict[str, Any]:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a checkpoint on this process alone and compare the sums."""
     meta = _read_meta(folder)
-    metrics = folder / "metrics" / "metrics"
-    if metrics.exists():
-        json.loads(metrics.read_text())  # the manager will read it
+    _read_metrics(folder)
     options = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},
@@ -314,6 +318,26 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "meta" / "metadata").read_text())
+
+
+def _read_metrics(folder: Path) -> None:
+    """Read as the manager will, of each checkpoint that has any."""
+    with suppress(FileNotFoundError):
+        json.loads((folder / "metrics" / "metrics").read_text())
+
+
+def _damage(folder: Path, error: Exception) -> str:
+    """Name the damage that made reading fail; raise OSError if it was trouble that may pass."""
+    # Tensorstore tells the operating system's errors by their text alone.
+    told = re.search(r"os_error_code='(\d+)'", str(error))
+    number = int(told[1]) if told else getattr(error, "errno", None)
+    missing = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    if isinstance(error, MemoryError) or number not in (None, *missing):
+        raise OSError(
+            f"{folder} can't be read for now ({_line(error)}): see to that, then run the same "
+            "command again; if it stays so, move that folder away to do without it"
+        ) from error
+    return _line(error)
 
 
 def _line(error: Exception) -> str:

@@ -49,7 +49,11 @@ def program() -> str:
 
 def describe_environment() -> dict[str, Any]:
     """Collect, ready for JSON, what one needs to know to run the same again."""
-    packages = {package.name: package.version for package in importlib.metadata.distributions()}
+    packages = {
+        package.name: package.version
+        for package in importlib.metadata.distributions()
+        if "Name" in package.metadata  # not what a broken uninstallation leaves behind
+    }
     return {
         "command": sys.orig_argv,
         "folder": os.getcwd(),

@@ -8,6 +8,7 @@ import copy
 import importlib
 import importlib.metadata
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from upsr_jax.data.sources import read_image
+from upsr_jax.data.test_sets import centre_crop
 from upsr_jax.eval_folder import image_files
 from upsr_jax.files import write_json
+from upsr_jax.image_io import write_image
 from upsr_jax.metrics.intervals import mean_over
 from upsr_jax.report import write_report
 from upsr_jax.report.results import RESULTS, read_results
@@ -101,9 +105,8 @@ def measure(
     for number, image in enumerate(tqdm(missing, desc=name, unit="image"), 1):
         restored, _ = image_files(out, image)
         row = results["images"][image]
-        truth = [row["gt"]] if about["compares"] else []
         try:
-            value = metric(restored, *truth)
+            value = compare(metric, restored, row) if about["compares"] else metric(restored)
         except Exception as error:  # a small or a lost image ends no mean over the others
             tqdm.write(f"{name} can't measure {image}: {describe(error)}")
             continue
@@ -112,6 +115,17 @@ def measure(
         if number % SAVE_EVERY == 0:
             write_json(out / SCORES, scores)
     write_json(out / SCORES, scores)
+
+
+def compare(metric: Callable[..., float], restored: Path, row: Mapping[str, Any]) -> float:
+    """Measure an image against its ground truth, or the centre of that which was degraded."""
+    if row["lr"] is not None:
+        return metric(restored, row["gt"])
+    side = read_image(str(restored)).shape[0]
+    with tempfile.TemporaryDirectory() as folder:
+        truth = Path(folder) / "truth.png"
+        write_image(truth, centre_crop(read_image(row["gt"]), side))
+        return metric(restored, truth)
 
 
 def describe(error: Exception) -> str:

@@ -5,7 +5,9 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -66,10 +68,13 @@ def train_and_evaluate(
         latest = run_checkpoints.choose_checkpoint(workdir)
         if latest is not None:
             run_checkpoints.check_run(workdir, latest, config)
-            if latest >= settings.steps:
+            if latest > settings.steps:
+                raise ValueError(
+                    f"the run in {workdir} has done {latest} steps, more than config.train.steps = "
+                    f"{settings.steps}: set that higher, or start another run in another --workdir"
+                )
+            if latest == settings.steps and is_finished(workdir):
                 logger.info("nothing to do: this run has finished its %d steps", settings.steps)
-                if not (workdir / "finished").exists():  # it was ended as it finished
-                    finish(workdir)
                 return
         if is_main:
             describe_run(workdir, config)
@@ -134,7 +139,7 @@ def train_and_evaluate(
             if log or evaluate or save or stop:
                 stop = read_terms(pending, meter, checkpoints, config.data) or stop
                 pending = None
-            if profile and tracing and (done in (profile[1], settings.steps) or stop):
+            if profile and tracing and done in (profile[1], settings.steps):
                 jax.block_until_ready(terms)
                 jax.profiler.stop_trace()
                 tracing = False
@@ -148,18 +153,20 @@ def train_and_evaluate(
             with meter.paused():
                 metrics = {}
                 if evaluator and evaluate and not stop:  # who ends a run early won't wait
-                    report = evaluator(model_params(config, state.ema_params, frozen))
-                    metrics = report.means
-                    writer.scalars(done, "eval", metrics)
-                    writer.picture(done, "eval", report.picture)
-                    if is_main:
-                        progress.write(f"step {done}: {json.dumps(metrics)}")
+                    params = model_params(config, state.ema_params, frozen)
+                    metrics = write_evaluation(evaluator, params, signals, done, writer)
+                    stop = metrics is None
                 if save or stop:
                     run_checkpoints.save(checkpoints, config, state, frozen, metrics)
                 with run_checkpoints.explain_failure(checkpoints):
                     checkpoints.check_for_errors()
+        if tracing:
+            jax.profiler.stop_trace()
+        if evaluator and first == settings.steps and not stop:  # it was stopped before this
+            params = model_params(config, state.ema_params, frozen)
+            stop = write_evaluation(evaluator, params, signals, done, writer) is None
         resources.close()  # waits for the last checkpoint
-        if done == settings.steps:
+        if done == settings.steps and not stop:
             return finish(workdir)
         names = " and ".join(signal.Signals(number).name for number in sorted({*signals}))
         logger.info(
@@ -173,6 +180,26 @@ def train_and_evaluate(
 def wished_anywhere(signals: list[int]) -> bool:
     """Return on every process whether one of them has received a signal."""
     return bool(multihost_utils.process_allgather(np.array(bool(signals))).any())
+
+
+def is_finished(workdir: Path) -> bool:
+    """Return on every process whether process 0 sees that the run has finished."""
+    finished = np.array((workdir / "finished").exists())
+    return bool(multihost_utils.broadcast_one_to_all(finished))
+
+
+def write_evaluation(
+    evaluator: Evaluator, params: Any, signals: list[int], step: int, writer: Writer
+) -> dict[str, float] | None:
+    """Evaluate params, write and return the means; None if a process wishes to stop instead."""
+    report = evaluator(params, partial(wished_anywhere, signals))
+    if report is None:
+        return None
+    writer.scalars(step, "eval", report.means)
+    writer.picture(step, "eval", report.picture)
+    if writer.enabled:
+        tqdm.write(f"step {step}: {json.dumps(report.means)}")
+    return report.means
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from upsr_jax.inference import (
     padded_side,
     with_options,
 )
-from upsr_jax.programs import local_mesh, put_whole, split_rows
+from upsr_jax.programs import fitting, local_mesh, put_whole, split_rows
 from upsr_jax.tile_batcher import TileBatcher
 from upsr_jax.tiling import blend_bands, noise_window, pad_reflect, tile_grid
 
@@ -176,17 +176,10 @@ class Upscaler:
             yield result
 
     def _restore(self, lr: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        try:
+        batch, height, width, _ = lr.shape
+        with fitting(f"{batch} tiles of {width}x{height}", "use smaller tiles"):
             lr = lr.astype(np.float32) / 127.5 - 1
             return np.asarray(self.super_resolve(self.params, lr, noise).image)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            batch, height, width, _ = lr.shape
-            raise MemoryError(
-                f"{batch} tiles of {width}x{height} do not fit into the device's memory; "
-                "use smaller tiles."
-            ) from error
 
 
 def _as_pixels(image: np.ndarray | Image.Image) -> UInt8[np.ndarray, "h w c"]:

@@ -16,6 +16,27 @@ from upsr_jax.checkpoint import save_model
 
 STEPS = 20
 
+# Training in which the second process is stopped at its second image of an evaluation.
+STOPPED = """
+import signal
+import jax
+from absl import app
+from upsr_jax import evaluate, main
+
+make_evaluate_fn = evaluate.make_evaluate_fn
+
+def make_stopped(*arguments):
+    def evaluate_fn(params, examples):
+        for i, item in enumerate(make_evaluate_fn(*arguments)(params, examples)):
+            if (jax.process_index(), i) == (1, 1):
+                signal.raise_signal(signal.SIGTERM)
+            yield item
+    return evaluate_fn
+
+evaluate.make_evaluate_fn = make_stopped
+app.run(main.main)
+"""
+
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory) -> list[str]:
@@ -104,6 +125,17 @@ def test_a_stopped_run_goes_on_elsewhere_with_the_same_losses(command, alone, tm
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert (environment["devices"], environment["processes"]) == (8, 1)
     np.testing.assert_allclose(numbers_of(tmp_path), numbers_of(alone), rtol=1e-5)
+
+
+def test_a_stop_ends_an_evaluation_on_all_processes(command, tmp_path):
+    """Of three images the first process has one and the second two."""
+    program = [sys.executable, "-c", STOPPED, *command[3:], "--workdir", str(tmp_path)]
+    settings = {"train.eval_every": 1, "eval.max_images": 3, "eval.metrics": "('psnr_y',)"}
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    first, second = launch([*program, *flags], processes=2, timeout=200)
+    assert "stopped by another process after step 1, which is saved" in first.stderr
+    assert "stopped by SIGTERM after step 1, which is saved" in second.stderr
+    assert len(lines_of(tmp_path)) == 1
 
 
 def test_what_can_be_mended_ends_with_one_sentence(command, alone, tmp_path):

@@ -4,6 +4,7 @@ Worker processes import this module and what it imports: it must stay free of JA
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -34,30 +35,51 @@ def make_example(
     max_bad_fraction: float,
     seed: int,
     crop_size: int,
+    scale: tuple[float, float],
     degradation: Mapping[str, Any],
     place: Place,
 ) -> Example:
     """Make the example of a place, as (seed, step, row) draw it.
 
-    A photograph is degraded with the arguments of `degrade_crop`; a pair is cropped.
+    A photograph is cropped at a `scale` and degraded, see `degrade_crop`; a pair is cropped.
     """
     rng = np.random.default_rng((seed, place.step, place.row))
+    source = source._replace(read=partial(read_fit, source, crop_size))
     index, item, rejected = read_or_next(source, max_bad_fraction, place.index)
     if isinstance(item, Pair):
         pair = crop_pair(rng, item, crop_size)
     else:
-        pair = degrade_crop(rng, item, crop_size, **degradation)
+        pair = degrade_crop(rng, item, crop_size, scale, **degradation)
     return Example(pair, index, rejected)
 
 
+def read_fit(source: Source, size: int, index: int) -> Photo | Pair:
+    """Read an image; raises ValueError for a pair, which can't be extended, under `size` pixels."""
+    item = source.read(index)
+    if isinstance(item, Pair) and min(item.hr.shape[:2]) < size:
+        height, width = item.hr.shape[:2]
+        raise ValueError(
+            f"'{source.name(index)}' has {width}x{height} pixels, under crop_size = {size}."
+        )
+    return item
+
+
 def degrade_crop(
-    rng: np.random.Generator, photo: Photo, size: int, use_sharp: bool, **degradation: Any
+    rng: np.random.Generator,
+    photo: Photo,
+    size: int,
+    scale: tuple[float, float],
+    use_sharp: bool,
+    **degradation: Any,
 ) -> Pair:
-    """Crop a photograph and make its low-resolution image.
+    """Crop a photograph, shrunk by a factor between those of `scale`, and degrade the crop.
 
     `use_sharp` sharpens the crop first, the ground truth included.
     """
-    hr = random_crop_and_flip(rng, photo, size)
+    side = size if scale == (1, 1) else round(size / rng.uniform(*scale))
+    hr = random_crop_and_flip(rng, photo, side)
+    if side != size:
+        hr = cv2.resize(np.ascontiguousarray(hr), (size, size), interpolation=cv2.INTER_AREA)
     if use_sharp:
         hr = to_bytes(sharpen(to_unit(hr)))
     return Pair(hr, to_bytes(degrade(rng, to_unit(hr), **degradation)))
@@ -75,13 +97,7 @@ def random_crop_and_flip(rng: np.random.Generator, photo: Photo, size: int) -> P
 
 
 def crop_pair(rng: np.random.Generator, pair: Pair, size: int) -> Pair:
-    """Flip, transpose and crop both images of a pair alike, to `size` and `size` / 4.
-
-    Raises ValueError where the pair is smaller than that.
-    """
-    height, width = pair.hr.shape[:2]
-    if min(height, width) < size:
-        raise ValueError(f"A ground truth of {width}x{height} pixels is under crop_size = {size}.")
+    """Flip, transpose and crop both images of a pair alike, to `size` and `size` / 4."""
     flips = rng.random(3) < 0.5
     hr, lr = flip(pair.hr, flips), flip(pair.lr, flips)
     top, left = (rng.integers(side - size // 4, endpoint=True) for side in lr.shape[:2])

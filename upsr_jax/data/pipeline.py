@@ -45,7 +45,8 @@ def train_batches(
     `data` holds `folders` (see `sources.open_source`) of photographs, which `degradation` makes
     pairs of, and `weights` by which they are drawn: one each, or () to draw all images alike; or
     else `pairs`, a folder of ground truths and one of low-resolution images. Then `batch_size` over
-    all processes; `crop_size` of the ground truth; `max_bad_fraction` (see `sources.read_or_next`);
+    all processes; `crop_size` of the ground truth; `scale`, the smallest and largest factor of at
+    most 1 by which photographs are shrunk first; `max_bad_fraction` (see `sources.read_or_next`);
     `num_workers`, processes that make the examples, or 0 for `num_threads` threads of this one.
     """
     if data.batch_size % process_count:
@@ -54,11 +55,19 @@ def train_batches(
         )
     if data.crop_size % 4 or data.crop_size < 16:
         raise ValueError(f"crop_size is {data.crop_size}: choose a multiple of 4 from 16 on.")
+    low, high = data.scale
+    if not 0 < low <= high <= 1 or (data.pairs and low < 1):
+        raise ValueError(
+            f"scale is {data.scale}: choose two factors in (0, 1], and (1.0, 1.0) for pairs."
+        )
     cv2.setNumThreads(1)  # the examples are made in parallel already
     opened = open_sources(data)
     source = sources.concatenate(opened)
     order = shuffle([source.size for source in opened], data.weights, seed)
-    settings = data.max_bad_fraction, seed, data.crop_size, degradation.to_dict()
+    settings = (
+        *(data.max_bad_fraction, seed, data.crop_size, (low, high)),
+        degradation.to_dict(),
+    )
     make_fn = partial(make_example, source, *settings)
     rows = data.batch_size // process_count
     own_rows = range(process_index * rows, (process_index + 1) * rows)

@@ -22,7 +22,8 @@ TFDS = "tfds:"
 class Source(NamedTuple):
     """Images by number, below `size`: what to call one, and how to read it.
 
-    `read` returns a Photo or a Pair, and raises OSError where it can't be read or decoded.
+    `read` returns a Photo or a Pair. It raises OSError where that can't be read or decoded, and
+    ValueError where it is unfit.
     """
 
     size: int
@@ -248,7 +249,7 @@ class Reading(NamedTuple):
 
 
 def read_or_next(source: Source, max_bad_fraction: float, index: int) -> Reading:
-    """Read an image, or the next one that can be read.
+    """Read an image, or the next one that can be read and is fit.
 
     Raises ValueError where more images in a row are bad than `max_bad_fraction` of all.
     """
@@ -256,7 +257,7 @@ def read_or_next(source: Source, max_bad_fraction: float, index: int) -> Reading
     while True:
         try:
             return Reading(index, source.read(index), rejected)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             rejected.append(str(error))
             check_bad(rejected, source.size, max_bad_fraction)
         index = (index + 1) % source.size

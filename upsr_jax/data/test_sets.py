@@ -1,6 +1,7 @@
 """Images to evaluate on: pairs, low-resolution images alone, or ground truths degraded here."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -50,24 +51,29 @@ class Broken(NamedTuple):
 
 
 def list_entries(settings: ConfigDict) -> list[Entry]:
-    """List the images of config.eval, sorted by name.
+    """List the first config.eval.max_images of what `find_entries` finds."""
+    return find_entries(settings)[: settings.max_images]
+
+
+def find_entries(settings: ConfigDict) -> list[Entry]:
+    """List all images of config.eval, sorted by name, with absolute paths.
 
     Raises FileNotFoundError, with where to get them, if a folder is missing or has no image, and
     ValueError if an image of a pair is missing or a name is no text.
     """
-    for folder in filter(None, (settings.gt, settings.lr)):
-        if not (Path(folder).is_dir() and find_images(folder)):
+    gt, lr = (folder and os.path.abspath(folder) for folder in (settings.gt, settings.lr))
+    for folder in filter(None, (gt, lr)):
+        if not (os.path.isdir(folder) and find_images(folder)):
             raise FileNotFoundError(
-                f"The images to evaluate on are not in '{Path(folder).absolute()}': "
-                f"{settings.source}."
+                f"The images to evaluate on are not in '{folder}': {settings.source}."
             )
-    if settings.gt and settings.lr:
-        pairs = list_pairs(settings.gt, settings.lr)
-        entries = [Entry(stem_of(pair.lr, settings.lr), pair.lr, pair.hr) for pair in pairs]
-    elif settings.lr:
-        entries = [Entry(name, file, None) for name, file in by_stem(settings.lr).items()]
-    elif settings.gt:
-        entries = [Entry(name, None, file) for name, file in by_stem(settings.gt).items()]
+    if gt and lr:
+        pairs = list_pairs(gt, lr)
+        entries = [Entry(stem_of(pair.lr, lr), pair.lr, pair.hr) for pair in pairs]
+    elif lr:
+        entries = [Entry(name, file, None) for name, file in by_stem(lr).items()]
+    elif gt:
+        entries = [Entry(name, None, file) for name, file in by_stem(gt).items()]
     else:
         raise ValueError(
             "config.eval.gt and config.eval.lr are both empty: name a folder of images"
@@ -75,7 +81,7 @@ def list_entries(settings: ConfigDict) -> list[Entry]:
     for entry in entries:
         if entry.name.encode(errors="ignore").decode() != entry.name:  # reports couldn't show it
             raise ValueError(f"The name of image {entry.name!a} is not UTF-8: rename it.")
-    return entries[: settings.max_images]
+    return entries
 
 
 def make_read_fn(config: ConfigDict) -> Callable[[Entry], Example]:

@@ -241,7 +241,8 @@ class SwinUNet(nn.Module):
         u = nn.leaky_relu(layer(nearest_upsample(u), self.head_width, "head_up_0"), 0.2)
         u = nn.leaky_relu(layer(nearest_upsample(u), self.head_width, "head_up_1"), 0.2)
         u = nn.leaky_relu(layer(u, self.head_width, "head_hr"), 0.2)
-        return layer(u, 3, "head_out")
+        # Without dtype: the image's last layer is not rounded to less than float32.
+        return conv(u, 3, "head_out")
 
     def _check_size(self, height: int, width: int) -> None:
         multiple = self.window_size * 2 ** (len(self.multipliers) - 1)

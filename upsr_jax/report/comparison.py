@@ -42,7 +42,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     """Put evaluations side by side in `out`/compare.md and compare.html; return the markdown.
 
     Differences are from the first one, over the images that both have. Raises ValueError for fewer
-    than two folders, or one without results.
+    than two folders, one without results, or no metric in any.
     """
     if len(folders) < 2:
         raise ValueError(f"compare needs at least 2 evaluations, not {len(folders)}")
@@ -53,6 +53,8 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     evaluations = [
         Evaluation(name, read_results(path)) for name, path in zip(names, paths, strict=True)
     ]
+    if not _all_metrics(evaluations):
+        raise ValueError(f"{', '.join(names)}: no image could be measured, so nothing compares")
     title = f"Comparison of {len(names)} evaluations"
     notes, differing = _list_differences(evaluations)
     means, differences = _compare_means(_with_bicubic(evaluations)), _compare_images(evaluations)
