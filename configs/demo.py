@@ -14,12 +14,13 @@ from configs import lite_x4
 def get_config() -> ConfigDict:
     """Return `lite_x4` with a tiny denoiser, on the packaged photographs."""
     config = lite_x4.get_config()
-    config.model.update(width=32, swin_embed_dim=32, swin_depth=1)
+    config.model.update(width=32, swin_embed_dim=32, swin_depth=1, head_width=16)
     config.sampler.method = "ddim"
     config.data.update(folders=("upsr_jax/assets/photos",), batch_size=4, crop_size=64)
     config.pretrained.update(estimator="upsr_jax/assets/lite_x4", denoiser="")
     config.loss.lpips_weight = 0.0
-    config.schedule.update(warmup_steps=5, decay_steps=40)
+    config.optimizer.muon = False
+    config.schedule.update(learning_rate=5e-4, warmup_steps=5, decay_steps=40)
     config.train.update(steps=40, log_every=5, checkpoint_every=20, eval_every=20)
     config.eval.update(gt="upsr_jax/assets/photos", lr="", max_images=4)
     return config

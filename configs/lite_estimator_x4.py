@@ -18,5 +18,6 @@ def get_config() -> ConfigDict:
     config.pretrained.estimator = ""
     config.loss.lpips_weight = 0.0
     config.schedule.update(learning_rate=1.5e-3, decay_steps=2400)
+    config.optimizer.update(b2=0.999, muon=False)
     config.train.steps = 2400
     return config
