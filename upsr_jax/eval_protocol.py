@@ -52,7 +52,8 @@ def describe_protocol(
         steps = 1 if method == "one_step" else config.sampler.steps
         diffusion = ", ".join(f"{key} {value}" for key, value in config.diffusion.items())
         sampler = {"sampler": method, "steps": steps, **config.prior, "diffusion": diffusion}
-    precision = jax.config.jax_default_matmul_precision or "default"
+    # pyright knows no settings of jax
+    precision = jax.config.jax_default_matmul_precision or "default"  # pyright: ignore
     return {
         "program": program(),
         "model": settings.model or "the workdir's",

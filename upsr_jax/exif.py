@@ -37,7 +37,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
     image.load()  # which turns a TIFF file already, and drops its tag
     turn = None
     with suppress(Exception):  # Pillow raises anything on damaged data
-        turn = TURNS.get(image.getexif().get(Base.Orientation))
+        turn = TURNS.get(image.getexif().get(Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
 
 
@@ -62,7 +62,8 @@ def encode(kept: Image.Exif, note: str) -> bytes:
     noted = {NOTE: note} if note else {}
     for tags in ({**kept, **noted}, noted):
         exif = Image.Exif()
-        exif.update(tags)
+        for tag, value in tags.items():
+            exif[tag] = value
         with suppress(Exception):
             data = exif.tobytes() if tags else b""
             if len(data) <= MAX_BYTES:
