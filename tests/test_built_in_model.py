@@ -29,7 +29,7 @@ def test_it_is_closer_to_the_truth_than_bicubic_on_packaged_photos():
     config.eval.update(gt=str(PHOTOS), lr="")
     _, params = load_model(BUILT_IN_MODEL)
     means = Evaluator(config, create_mesh(-1, 1))(params, lambda: False).means
-    assert means["lpips_vgg"] < means["bicubic_lpips_vgg"] - 0.01
+    assert means["lpips_vgg"] < means["bicubic_lpips_vgg"] - 0.03
     assert means["psnr_y"] > means["bicubic_psnr_y"] - 0.2
 
 
@@ -37,8 +37,7 @@ def test_tiles_show_no_seam_and_no_colour_shift():
     photo = read_image(PHOTOS / "flower.jpg")[:150, :170]
     whole = Upscaler.from_pretrained(tile=192)(photo).astype(float)
     tiled = Upscaler.from_pretrained(tile=64)(photo).astype(float)
-    # 1.2 was measured here, in the blue of a dark picture; the model card admits it.
-    assert np.abs(whole.mean((0, 1)) - photo.mean((0, 1))).max() < 1.5
+    assert np.abs(whole.mean((0, 1)) - photo.mean((0, 1))).max() < 0.5
     # A seam would stand out of the differences between neighbouring rows and columns. The last
     # pixels are left out: whole, the picture is padded there, and in tiles it ends.
     for axis in (0, 1):

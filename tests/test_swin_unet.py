@@ -20,7 +20,7 @@ from tiny_model import draw
 
 from configs import realsr_x4, tiny
 from upsr_jax.convert import denoiser_from_torch, denoiser_to_torch
-from upsr_jax.models.swin_unet import SwinUNet
+from upsr_jax.models.swin_unet import SwinUNet, keep_colours
 from upsr_jax.networks import apply, init_denoiser
 
 TINY = tiny.get_config().model.to_dict()
@@ -144,13 +144,35 @@ def test_bfloat16_stays_near_float32(small):
     assert np.mean(rounded != rounded.astype(jnp.bfloat16)) > 0.9  # not that of the image
 
 
-def test_residual_adds_the_estimate(small):
+def test_residual_adds_the_estimate_and_keeps_the_bicubics_colours(small):
     inputs, plain = small
     residual = jax.jit(SwinUNet(**{**SMALL, "residual": True}).apply)(*inputs)
-    estimate = rearrange(
-        inputs[-1][..., :48], "b h w (c row col) -> b (h row) (w col) c", row=4, col=4
+    estimate, bicubic = rearrange(
+        jnp.asarray(inputs[-1]), "b h w (n c row col) -> n b (h row) (w col) c", n=2, row=4, col=4
     )
-    np.testing.assert_allclose(residual - plain, estimate, atol=1e-5)
+    np.testing.assert_allclose(residual, keep_colours(plain + estimate, bicubic), atol=1e-5)
+
+
+def test_a_tint_goes_and_detail_stays():
+    rng = np.random.default_rng(0)
+    bicubic = 0.3 * rng.uniform(-1, 1, (1, 64, 96, 3)).astype(np.float32)
+    pixels = np.indices((64, 96)).sum(0)[None, ..., None] % 2
+    detail = np.float32(0.2) * (2 * pixels - 1)
+    tint = np.float32([0.05, -0.1, 0.2])
+    shifted = keep_colours(jnp.asarray(bicubic + detail + tint), jnp.asarray(bicubic))
+    np.testing.assert_allclose(shifted, bicubic + detail, atol=1e-5)
+
+
+def test_means_over_the_picture_are_the_bicubics_where_both_are_clipped():
+    rng = np.random.default_rng(0)
+    bicubic = rng.uniform(-1.2, 1.2, (1, 128, 128, 3)).astype(np.float32)
+    image = bicubic + np.linspace(-0.2, 0.3, 128, dtype=np.float32)[:, None]
+    shifted = keep_colours(jnp.asarray(image), jnp.asarray(bicubic))
+    before, after = (
+        np.abs((np.clip(x, -1, 1) - np.clip(bicubic, -1, 1)).mean((0, 1, 2))).max()
+        for x in (image, shifted)
+    )
+    assert before > 0.03 > 2 / 255 > after
 
 
 @pytest.mark.parametrize("size", [(24, 16), (16, 8), (63, 64)])
