@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
         folders=("data/photos",), batch_size=16, crop_size=64, scale=(0.7, 1.0), num_threads=1
     )
     config.pretrained.estimator = "runs/lite_estimator/model"
-    config.loss.lpips_weight = 0.5  # more of it costs SSIM
+    config.loss.lpips_weight = 1.0
     config.schedule.update(
         learning_rate=8e-4, warmup_steps=20, decay_steps=5000, final_learning_rate=1e-5
     )
