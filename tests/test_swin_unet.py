@@ -158,7 +158,7 @@ def test_a_tint_goes_and_detail_stays():
     bicubic = 0.3 * rng.uniform(-1, 1, (1, 64, 96, 3)).astype(np.float32)
     pixels = np.indices((64, 96)).sum(0)[None, ..., None] % 2
     detail = np.float32(0.2) * (2 * pixels - 1)
-    tint = np.float32([0.05, -0.1, 0.2])
+    tint = np.array([0.05, -0.1, 0.2], np.float32)
     shifted = keep_colours(jnp.asarray(bicubic + detail + tint), jnp.asarray(bicubic))
     np.testing.assert_allclose(shifted, bicubic + detail, atol=1e-5)
 
