@@ -119,9 +119,9 @@ def write_image(
     """Write RGB or RGBA under a temporary name beside `path`, then give it its name at once.
 
     The file's EXIF data is what was `kept` of another, and `note`, where `read_note` finds it.
-    Folders are made as needed.
-    A kill leaves at most a hidden `.upsr-*.part`, for `remove_parts`. Raises ImageError if `path`
-    exists (unless `overwrite`) or cannot be written.
+    Folders are made as needed. A kill leaves at most a hidden `.upsr-*.part`, for `remove_parts`,
+    and on a file system without links an empty file at `path`. Raises ImageError if `path` exists
+    (unless `overwrite`) or cannot be written.
     """
     path = Path(path)
     check_storable(path, *image.shape[:2], has_alpha=image.shape[2] == 4)
