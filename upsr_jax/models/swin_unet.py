@@ -43,11 +43,13 @@ def timestep_embedding(t: Int[Array, "b"], width: int, dtype: Any) -> Float[Arra
 def keep_colours(
     image: Float[Array, "b H W 3"], bicubic: Float[Array, "b H W 3"]
 ) -> Float[Array, "b H W 3"]:
-    """Shift signed images smoothly, so that their means over 68x68 pixels become the bicubic's.
+    """Clip signed images and shift them smoothly: means over 68x68 pixels become the bicubic's.
 
-    Perceptual losses hardly see a tint, and degradations leave the means as they are.
+    Perceptual losses hardly see a tint, and degradations leave the means as they are. Clipped
+    after the shift instead, pixels far above white would stay white, and the mean too bright.
     """
-    tint = jnp.clip(image, -1, 1) - jnp.clip(bicubic, -1, 1)
+    image = jnp.clip(image, -1, 1)
+    tint = image - jnp.clip(bicubic, -1, 1)
     tint = reduce(tint, "b (h i) (w j) c -> b h w c", "mean", i=4, j=4)
     # Mirrored at its ends, the window counts every pixel alike: the whole picture's mean is exact.
     tint = jnp.pad(tint, ((0, 0), (8, 8), (8, 8), (0, 0)), mode="symmetric")
