@@ -59,6 +59,7 @@ def state_after(step: int, seed: int = 0, optimizer: str = "adamw") -> TrainStat
     return jax.tree.map(draw, create_state(params, OPTIMIZERS[optimizer]))
 
 
+IMAGES = [5, 7]  # in two folders
 FROZEN = {"estimator": {"kernel": jnp.arange(12.0).reshape(3, 4)}, "lpips": {"w": jnp.ones(3)}}
 
 
@@ -68,13 +69,13 @@ def save_steps(
     with open_checkpoints(workdir, config) as checkpoints:
         for step in steps:
             state = state_after(step, step, optimizer)
-            save(checkpoints, config, state, FROZEN, metrics and metrics[step])
+            save(checkpoints, config, state, FROZEN, IMAGES, metrics and metrics[step])
 
 
 def restored(workdir: Path, config: ConfigDict, frozen=FROZEN, optimizer="adamw") -> TrainState:
     step = choose_checkpoint(workdir)
     assert step is not None
-    check_run(workdir, step, config)
+    check_run(workdir, step, config, IMAGES)
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_after(0, optimizer=optimizer))
     with open_checkpoints(workdir, config) as checkpoints:
         return restore(checkpoints, step, config, shapes, frozen)
@@ -216,7 +217,7 @@ def test_a_failed_save_surfaces_and_the_one_before_stays_whole(tmp_path, config)
             open_checkpoints(tmp_path, config) as checkpoints,
         ):
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-            save(checkpoints, config, state_after(2, 2), FROZEN)
+            save(checkpoints, config, state_after(2, 2), FROZEN, IMAGES)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert_same(restored(tmp_path, config), state_after(1, 1))

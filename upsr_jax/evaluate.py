@@ -57,6 +57,7 @@ THREADS = 4  # that read ahead, and as many that write
 class Report(NamedTuple):
     """Mean of each metric, the metrics of each image, and a picture of the first images.
 
+    A mean is over the images that the metric could be measured for; without one it is left out.
     `means` and `rows` also hold the metrics of bicubic upsampling, as `bicubic_NAME`.
     """
 
@@ -114,7 +115,8 @@ class Evaluator:
             name: dict(zip(keys, map(float, row), strict=True))
             for name, row in zip(numbers, values, strict=True)
         }
-        means = dict(zip(keys, map(float, values.mean(axis=0, dtype=np.float64)), strict=True))
+        found = {key: x[np.isfinite(x)] for key, x in zip(keys, values.T, strict=True)}
+        means = {key: float(x.mean(dtype=np.float64)) for key, x in found.items() if len(x)}
         return Report(means, rows, stack_strips([strips[number] for number in sorted(strips)]))
 
 

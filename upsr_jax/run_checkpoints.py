@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,9 +61,10 @@ def open_checkpoints(workdir: Path, config: ConfigDict) -> Iterator[ocp.Checkpoi
     metric = config.train.keep_best
 
     def score(metrics: Mapping[str, float]) -> float:
-        if metric not in metrics:
-            return -np.inf  # not evaluated at this step
-        return metrics[metric] if HIGHER_IS_BETTER[metric] else -metrics[metric]
+        value = metrics.get(metric, np.nan)
+        if not np.isfinite(value):
+            return -np.inf  # not evaluated at this step, or not measurable
+        return value if HIGHER_IS_BETTER[metric] else -value
 
     policies: list[Any] = [ocm.LatestN(config.train.keep_checkpoints)]
     if config.train.keep_every:
@@ -88,15 +89,22 @@ def save(
     config: ConfigDict,
     state: TrainState,
     frozen: Mapping[str, Any],
+    images: Sequence[int],
     metrics: Mapping[str, float] | None = None,
 ) -> None:
     """Start to write a checkpoint; copies are made first, so the state may be donated.
 
-    Raises OSError if this one, or the one before that was still being written, can't be.
+    `images` are the numbers of images in the sources of training, `metrics` those of this step if
+    it was evaluated. Raises OSError if this one, or the one before that was still being written, can't be.
     """
     items = _items(config, state, frozen)
     sums = _sums_on_host({"state": items["state"], **items["model"]})
-    meta = {"config": config_as_json(config), "sums": sums}
+    meta = {
+        "config": config_as_json(config),
+        "sums": sums,
+        "images": list(images),
+        "evaluated": bool(metrics),
+    }
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     with explain_failure(checkpoints):
         checkpoints.save(
@@ -162,10 +170,23 @@ def _find_whole(folder: Path) -> tuple[int, dict[int, str]]:
     return chosen, damage
 
 
-def check_run(workdir: Path, step: int, config: ConfigDict) -> None:
-    """Raise ValueError where the config contradicts the run of a checkpoint."""
-    stored = _read_meta(workdir / FOLDER / str(step))["config"]
-    check_same_config(stored, config, workdir / FOLDER)
+def check_run(workdir: Path, step: int, config: ConfigDict, images: Sequence[int]) -> None:
+    """Raise ValueError where the config, or the images it names, contradict a checkpoint's run."""
+    meta = _read_meta(workdir / FOLDER / str(step))
+    check_same_config(meta["config"], config, workdir / FOLDER)
+    before = meta.get("images", list(images))  # younger than some checkpoints
+    if before != list(images):
+        raise ValueError(
+            f"the images of config.data were {_counts(before)} when the run in {workdir} began and "
+            f"are {_counts(images)} now, which would come in another order: bring the same images "
+            "back to go on, or start anew in another --workdir, from these weights if you set "
+            "config.pretrained to what `upsr export` makes of them"
+        )
+
+
+def was_evaluated(workdir: Path, step: int) -> bool:
+    """Return whether a checkpoint's step had been evaluated when it was written."""
+    return _read_meta(workdir / FOLDER / str(step)).get("evaluated", True)
 
 
 def restore(
@@ -324,6 +345,10 @@ def _read_metrics(folder: Path) -> None:
     """Read as the manager will, of each checkpoint that has any."""
     with suppress(FileNotFoundError):
         json.loads((folder / "metrics" / "metrics").read_text())
+
+
+def _counts(images: Sequence[int]) -> str:
+    return " + ".join(f"{count:,}" for count in images)
 
 
 def _damage(folder: Path, error: Exception) -> str:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from upsr_jax import run_checkpoints
 from upsr_jax.config import check_config
-from upsr_jax.data.pipeline import example_names, train_batches
+from upsr_jax.data.pipeline import example_names, open_sources, train_batches
 from upsr_jax.evaluate import Evaluator
 from upsr_jax.meter import Meter
 from upsr_jax.optimizer import create_optimizer, create_schedule
@@ -65,9 +65,10 @@ def train_and_evaluate(
 
     with stop_signals() as signals, ExitStack() as resources:
         create_workdir(workdir)
+        images = [source.size for source in open_sources(config.data)]
         latest = run_checkpoints.choose_checkpoint(workdir)
         if latest is not None:
-            run_checkpoints.check_run(workdir, latest, config)
+            run_checkpoints.check_run(workdir, latest, config, images)
             if latest > settings.steps:
                 raise ValueError(
                     f"the run in {workdir} has done {latest} steps, more than config.train.steps = "
@@ -112,6 +113,15 @@ def train_and_evaluate(
         pending = None  # terms of the step before, read while the devices work on the next one
         tracing = False
         stop = wished_anywhere(signals)  # before minutes of compilation
+
+        def is_due(every: int) -> bool:
+            return every > 0 and (done % every == 0 or done == settings.steps)
+
+        # A run that was stopped in an evaluation makes up for it.
+        if latest and evaluator and is_due(settings.eval_every) and not stop:
+            if not run_checkpoints.was_evaluated(workdir, latest):
+                params = model_params(config, state.ema_params, frozen)
+                stop = write_evaluation(evaluator, params, signals, done, writer) is None
         while done < settings.steps and not stop:
             with meter.waiting():
                 batch = next(batches)
@@ -132,9 +142,8 @@ def train_and_evaluate(
             stop = read_terms(pending, meter, checkpoints, config.data)
             pending = (done, index, terms)
 
-            log, evaluate, save = (
-                every > 0 and (done % every == 0 or done == settings.steps)
-                for every in (settings.log_every, settings.eval_every, settings.checkpoint_every)
+            log, evaluate, save = map(
+                is_due, (settings.log_every, settings.eval_every, settings.checkpoint_every)
             )
             if log or evaluate or save or stop:
                 stop = read_terms(pending, meter, checkpoints, config.data) or stop
@@ -157,14 +166,11 @@ def train_and_evaluate(
                     metrics = write_evaluation(evaluator, params, signals, done, writer)
                     stop = metrics is None
                 if save or stop:
-                    run_checkpoints.save(checkpoints, config, state, frozen, metrics)
+                    run_checkpoints.save(checkpoints, config, state, frozen, images, metrics)
                 with run_checkpoints.explain_failure(checkpoints):
                     checkpoints.check_for_errors()
         if tracing:
             jax.profiler.stop_trace()
-        if evaluator and first == settings.steps and not stop:  # it was stopped before this
-            params = model_params(config, state.ema_params, frozen)
-            stop = write_evaluation(evaluator, params, signals, done, writer) is None
         resources.close()  # waits for the last checkpoint
         if done == settings.steps and not stop:
             return finish(workdir)

@@ -46,7 +46,7 @@ state, _ = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)(stat
 report("stepped", state)
 workdir = Path.cwd()
 with run_checkpoints.open_checkpoints(workdir, config) as checkpoints:
-    run_checkpoints.save(checkpoints, config, state, {})
+    run_checkpoints.save(checkpoints, config, state, {}, [])
 with run_checkpoints.open_checkpoints(workdir, config) as checkpoints:
     shapes = abstract_state(config, optimizer, mesh)
     state = run_checkpoints.restore(checkpoints, 1, config, shapes, {})

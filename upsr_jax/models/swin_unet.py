@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from einops import reduce, repeat
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from upsr_jax.models.attention import (
@@ -43,12 +44,14 @@ def timestep_embedding(t: Int[Array, "b"], width: int, dtype: Any) -> Float[Arra
 def keep_colours(
     image: Float[Array, "b H W 3"], bicubic: Float[Array, "b H W 3"]
 ) -> Float[Array, "b H W 3"]:
-    """Clip signed images and shift them smoothly: means over 68x68 pixels become the bicubic's.
+    """Clip signed images and shift them smoothly, their means over 68x68 pixels to the bicubic's.
 
     Perceptual losses hardly see a tint, and degradations leave the means as they are. Clipped
-    after the shift instead, pixels far above white would stay white, and the mean too bright.
+    after the shift alone, pixels far above white would stay white, and the mean too bright. The
+    result leaves [-1, 1] by as much as it is shifted.
     """
-    image = jnp.clip(image, -1, 1)
+    # Clipped in value only: a saturated pixel still learns.
+    image += lax.stop_gradient(jnp.clip(image, -1, 1) - image)
     tint = image - jnp.clip(bicubic, -1, 1)
     tint = reduce(tint, "b (h i) (w j) c -> b h w c", "mean", i=4, j=4)
     # Mirrored at its ends, the window counts every pixel alike: the whole picture's mean is exact.
@@ -192,7 +195,7 @@ class SwinUNet(nn.Module):
           condition: pixel-unshuffled estimate and bicubic upsampling, signed.
 
         Returns:
-          The prediction of x_0, signed, unclipped, at least float32.
+          The prediction of x_0, signed, which may leave [-1, 1], at least float32.
 
         Raises:
           ValueError: height or width is no multiple of window_size·2^(levels - 1).
