@@ -131,6 +131,13 @@ def test_folders_in_each_other(tmp_path):
         plan_jobs([inner.parent], tmp_path / "link", ".png")
 
 
+def test_no_result_replaces_another_picture_of_the_command(tmp_path):
+    save(tmp_path / "in" / "sub" / "a.jpg")
+    other = save(tmp_path / "out" / "sub" / "a.png")
+    with pytest.raises(ValueError, match=r"a\.jpg would replace .*sub/a\.png, which is to be"):
+        plan_jobs([tmp_path / "in", other], tmp_path / "out", ".png")
+
+
 @pytest.mark.parametrize("other_plan", [False, True])
 def test_processes_have_one_plan(other_plan):
     with socket.create_server(("", 0)) as server:

@@ -27,6 +27,7 @@ from upsr_jax.run_checkpoints import (
     read_checkpoint,
     restore,
     save,
+    was_evaluated,
 )
 from upsr_jax.state import TrainState, create_state
 
@@ -187,6 +188,17 @@ def test_if_all_are_damaged_nothing_is_moved_and_no_new_run_begins(tmp_path, con
     assert kept(tmp_path) == {1, 2}
 
 
+def test_other_images_are_refused_as_they_would_come_in_another_order(tmp_path, config):
+    save_steps(tmp_path, config, 1)
+    with pytest.raises(ValueError, match=r"were 5 \+ 7 when .* are 5 \+ 8 now, .* bring the same"):
+        check_run(tmp_path, 1, config, [5, 8])
+
+
+def test_a_checkpoint_knows_whether_its_step_was_evaluated(tmp_path, config):
+    save_steps(tmp_path, config, 1, 2, metrics={1: {"psnr_y": 1.0}, 2: {}})
+    assert was_evaluated(tmp_path, 1) and not was_evaluated(tmp_path, 2)
+
+
 def test_another_estimator_is_refused(tmp_path, config):
     save_steps(tmp_path, config, 1)
     other = FROZEN | {"estimator": {"kernel": FROZEN["estimator"]["kernel"].at[0, 1].set(7.0)}}
@@ -198,6 +210,7 @@ def test_last_regular_and_best_are_kept(tmp_path, config):
     config.train.update(keep_checkpoints=2, keep_every=4, keep_best="lpips_vgg")
     metrics = {step: {"lpips_vgg": float(value)} for step, value in enumerate("54136729", 1)}
     metrics[5] = {}  # not evaluated
+    metrics[6] = {"lpips_vgg": np.nan}  # not measurable
     save_steps(tmp_path, config, *metrics, metrics=metrics)
     assert kept(tmp_path) == {7, 8, 4, 3}
     config.train.update(keep_best="psnr_y")

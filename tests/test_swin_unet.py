@@ -175,6 +175,13 @@ def test_means_over_the_picture_are_the_bicubics_where_both_are_clipped():
     assert before > 0.03 > 2 / 255 > after
 
 
+def test_pixels_beyond_white_still_learn():
+    bicubic = jnp.zeros((1, 64, 64, 3))
+    image = bicubic.at[0, 32, 32].set(1.5)
+    gradient = jax.grad(lambda x: keep_colours(x, bicubic)[0, 32, 32, 0])(image)
+    assert gradient[0, 32, 32, 0] > 0.9
+
+
 @pytest.mark.parametrize("size", [(24, 16), (16, 8), (63, 64)])
 def test_unfit_sizes_are_refused(size):
     x, condition = jnp.zeros((1, *size, 48)), jnp.zeros((1, *size, 96))

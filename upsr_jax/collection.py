@@ -60,8 +60,8 @@ class Counts(NamedTuple):
 def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], list[str]]:
     """List the pictures to upscale, and the problems with the inputs.
 
-    Raises ValueError if two pictures would have one result or `out` is one of the folders to
-    search, and OSError if a folder cannot be read.
+    Raises ValueError if two pictures would have one result, a result would replace another picture
+    of them, or `out` is one of the folders to search, and OSError if a folder cannot be read.
     """
     sources, problems = {}, []
     for given in inputs:
@@ -84,6 +84,14 @@ def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], li
                 raise ValueError(
                     f"{other} and {source} would both become {target}; rename one of them."
                 )
+    real = {os.path.realpath(source): source for source in sources.values()}
+    for target, source in sources.items():
+        other = real.get(os.path.realpath(target), source)
+        if other != source:
+            raise ValueError(
+                f"the result of {source} would replace {other}, which is to be upscaled as well; "
+                "choose another --out."
+            )
     return [Job(source, target) for target, source in sources.items()], problems
 
 

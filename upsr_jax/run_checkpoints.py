@@ -95,7 +95,8 @@ def save(
     """Start to write a checkpoint; copies are made first, so the state may be donated.
 
     `images` are the numbers of images in the sources of training, `metrics` those of this step if
-    it was evaluated. Raises OSError if this one, or the one before that was still being written, can't be.
+    it was evaluated. Raises OSError if this one, or the one before that was still being
+    written, can't be.
     """
     items = _items(config, state, frozen)
     sums = _sums_on_host({"state": items["state"], **items["model"]})

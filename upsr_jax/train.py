@@ -117,11 +117,11 @@ def train_and_evaluate(
         def is_due(every: int) -> bool:
             return every > 0 and (done % every == 0 or done == settings.steps)
 
-        # A run that was stopped in an evaluation makes up for it.
-        if latest and evaluator and is_due(settings.eval_every) and not stop:
-            if not run_checkpoints.was_evaluated(workdir, latest):
-                params = model_params(config, state.ema_params, frozen)
-                stop = write_evaluation(evaluator, params, signals, done, writer) is None
+        evaluated = latest is None or run_checkpoints.was_evaluated(workdir, latest)
+        if evaluator and not evaluated and is_due(settings.eval_every) and not stop:
+            # The run was stopped before this.
+            params = model_params(config, state.ema_params, frozen)
+            stop = write_evaluation(evaluator, params, signals, done, writer) is None
         while done < settings.steps and not stop:
             with meter.waiting():
                 batch = next(batches)
