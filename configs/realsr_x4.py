@@ -93,8 +93,9 @@ def get_config() -> ConfigDict:
                 seed=0,
                 metrics=("psnr_y", "ssim_y", "lpips_vgg"),  # or "lpips_alex", "niqe"
                 per_device_batch=1,
-                # To the next of these each side is padded; images above the last are cut in tiles.
-                sides=(64, 128, 192, 256, 384, 512),
+                # Each side is padded to the next of these, as in the released test; images above the
+                # last are cut in tiles.
+                sides=tuple(range(64, 513, 64)),
                 fidelity=0.0,  # share of the estimate in the result
             ),
         )

@@ -38,7 +38,7 @@ from upsr_jax.data.workers import map_ahead
 from upsr_jax.eval_protocol import describe_protocol
 from upsr_jax.eval_step import Measured, check_eval, host_metrics, make_evaluate_fn
 from upsr_jax.files import write_json
-from upsr_jax.inference import with_options
+from upsr_jax.inference import SIZE_MULTIPLE, with_options
 from upsr_jax.metrics import HIGHER_IS_BETTER, WITHOUT_REFERENCE
 from upsr_jax.metrics.intervals import mean_over
 from upsr_jax.pretrained import check_same, load_pristine_model, take_networks
@@ -50,7 +50,6 @@ from upsr_jax.scores import with_scores
 from upsr_jax.sharding import replicated
 from upsr_jax.timing import Timing, timing_lines
 
-SIDES = (64, 128, 192, 256, 384)  # that images are padded to where no other are asked for
 THREADS = 4  # that read ahead, and as many that write
 
 
@@ -210,7 +209,7 @@ def evaluate_folders(
         seed=seed,
         metrics=tuple(metrics),
         per_device_batch=per_device_batch,
-        sides=(*(side for side in SIDES if side < tile), tile),
+        sides=(*range(SIZE_MULTIPLE, tile, SIZE_MULTIPLE), tile),
         fidelity=fidelity,
     )
     config.degradation = dict(use_sharp=False)  # unused: both folders hold what they should
