@@ -93,8 +93,8 @@ def get_config() -> ConfigDict:
                 seed=0,
                 metrics=("psnr_y", "ssim_y", "lpips_vgg"),  # or "lpips_alex", "niqe"
                 per_device_batch=1,
-                # Each side is padded to the next of these, as in the released test; images above the
-                # last are cut in tiles.
+                # Each side is padded to the next of these, as in the released test; images
+                # above the last are cut in tiles.
                 sides=tuple(range(64, 513, 64)),
                 fidelity=0.0,  # share of the estimate in the result
             ),

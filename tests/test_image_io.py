@@ -200,12 +200,21 @@ def test_missing_files_and_folders_are_refused(tmp_path):
 
 
 def test_images_are_found_at_any_depth(tmp_path):
-    for name in ("b.png", "x/a.JPG", "x/y/c.webp", "notes.txt", "x/._a.JPG"):
+    for name in (
+        "b.png",
+        "x/a.JPG",
+        "x/y/c.webp",
+        "notes.txt",
+        "x/._a.JPG",
+        ".trash/d.png",
+        "e.jfif",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     assert [os.path.relpath(path, tmp_path) for path in find_images(tmp_path)] == [
         "b.png",
+        "e.jfif",
         "x/a.JPG",
         "x/y/c.webp",
     ]

@@ -22,7 +22,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from upsr_jax import exif
 
 READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+READ_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 2**26  # the result has 16 times as many, 3 GiB of them
 TOO_LARGE = f"more than {MAX_PIXELS:,} pixels, the most that is read; cut it into parts."
 
@@ -53,8 +53,8 @@ class ImageError(ValueError):
 def find_images(folder: str | Path) -> list[str]:
     """List the image files in a folder and its subfolders, by their suffix, sorted.
 
-    Links are followed, but not in a circle, and files left out whose names begin with a dot. There
-    are none in a missing folder; one that cannot be read raises OSError.
+    Links are followed, but not in a circle; files and subfolders whose names begin with a dot are
+    left out. There are none in a missing folder; one that cannot be read raises OSError.
     """
     return sorted(_walk(os.fspath(folder), ())) if os.path.isdir(folder) else []
 
@@ -180,9 +180,11 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
         return
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
+        if name.startswith("."):
+            continue
         if os.path.isdir(path):
             yield from _walk(path, (*above, real))
-        elif name.lower().endswith(READ_SUFFIXES) and not name.startswith("."):
+        elif name.lower().endswith(READ_SUFFIXES):
             yield path
 
 
