@@ -19,6 +19,7 @@ from upsr_jax.config import config_as_json
 from upsr_jax.optimizer import create_optimizer
 from upsr_jax.run_checkpoints import (
     bit_sum,
+    check_images,
     check_run,
     check_same_config,
     choose_checkpoint,
@@ -76,7 +77,8 @@ def save_steps(
 def restored(workdir: Path, config: ConfigDict, frozen=FROZEN, optimizer="adamw") -> TrainState:
     step = choose_checkpoint(workdir)
     assert step is not None
-    check_run(workdir, step, config, IMAGES)
+    check_run(workdir, step, config)
+    check_images(workdir, step, IMAGES)
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_after(0, optimizer=optimizer))
     with open_checkpoints(workdir, config) as checkpoints:
         return restore(checkpoints, step, config, shapes, frozen)
@@ -191,7 +193,7 @@ def test_if_all_are_damaged_nothing_is_moved_and_no_new_run_begins(tmp_path, con
 def test_other_images_are_refused_as_they_would_come_in_another_order(tmp_path, config):
     save_steps(tmp_path, config, 1)
     with pytest.raises(ValueError, match=r"were 5 \+ 7 when .* are 5 \+ 8 now, .* bring the same"):
-        check_run(tmp_path, 1, config, [5, 8])
+        check_images(tmp_path, 1, [5, 8])
 
 
 def test_a_checkpoint_knows_whether_its_step_was_evaluated(tmp_path, config):

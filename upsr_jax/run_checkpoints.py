@@ -31,6 +31,10 @@ from upsr_jax.state import TrainState
 logger = logging.getLogger(__name__)
 
 FOLDER, DAMAGED = "checkpoints", "damaged_checkpoints"
+START_ANEW = (
+    "start anew in another --workdir, from these weights if you set config.pretrained to what "
+    "`upsr export` makes of them"
+)
 NONE, ALL_DAMAGED = -1, -2  # for a step, where processes agree on one
 # What may differ when a run goes on: it changes no example and no update, but for rounding.
 MAY_CHANGE = ("eval.", "mesh.", "pretrained.", "train.", "sampler.steps", "data.num_")
@@ -171,17 +175,21 @@ def _find_whole(folder: Path) -> tuple[int, dict[int, str]]:
     return chosen, damage
 
 
-def check_run(workdir: Path, step: int, config: ConfigDict, images: Sequence[int]) -> None:
-    """Raise ValueError where the config, or the images it names, contradict a checkpoint's run."""
-    meta = _read_meta(workdir / FOLDER / str(step))
-    check_same_config(meta["config"], config, workdir / FOLDER)
-    before = meta.get("images", list(images))  # younger than some checkpoints
+def check_run(workdir: Path, step: int, config: ConfigDict) -> None:
+    """Raise ValueError where the config contradicts the run of a checkpoint."""
+    stored = _read_meta(workdir / FOLDER / str(step))["config"]
+    check_same_config(stored, config, workdir / FOLDER)
+
+
+def check_images(workdir: Path, step: int, images: Sequence[int]) -> None:
+    """Raise ValueError unless the sources of training hold as many images as at a checkpoint."""
+    # Younger than some checkpoints
+    before = _read_meta(workdir / FOLDER / str(step)).get("images", list(images))
     if before != list(images):
         raise ValueError(
             f"the images of config.data were {_counts(before)} when the run in {workdir} began and "
             f"are {_counts(images)} now, which would come in another order: bring the same images "
-            "back to go on, or start anew in another --workdir, from these weights if you set "
-            "config.pretrained to what `upsr export` makes of them"
+            f"back to go on, or {START_ANEW}"
         )
 
 
@@ -279,8 +287,7 @@ def check_same_config(stored: Mapping[str, Any], config: ConfigDict, folder: Any
     if changes:
         raise ValueError(
             f"the config contradicts the checkpoints in {folder}: {'; '.join(changes)}. Set it "
-            "back to go on, or start anew in another --workdir, from these weights if you set "
-            "config.pretrained to what `upsr export` makes of them"
+            f"back to go on, or {START_ANEW}"
         )
 
 

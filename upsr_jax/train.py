@@ -65,10 +65,9 @@ def train_and_evaluate(
 
     with stop_signals() as signals, ExitStack() as resources:
         create_workdir(workdir)
-        images = [source.size for source in open_sources(config.data)]
         latest = run_checkpoints.choose_checkpoint(workdir)
         if latest is not None:
-            run_checkpoints.check_run(workdir, latest, config, images)
+            run_checkpoints.check_run(workdir, latest, config)
             if latest > settings.steps:
                 raise ValueError(
                     f"the run in {workdir} has done {latest} steps, more than config.train.steps = "
@@ -77,6 +76,9 @@ def train_and_evaluate(
             if latest == settings.steps and is_finished(workdir):
                 logger.info("nothing to do: this run has finished its %d steps", settings.steps)
                 return
+        images = [source.size for source in open_sources(config.data)]
+        if latest is not None:
+            run_checkpoints.check_images(workdir, latest, images)
         if is_main:
             describe_run(workdir, config)
 
