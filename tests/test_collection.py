@@ -96,11 +96,14 @@ def test_links_in_a_circle_are_followed_once(tmp_path):
     (tmp_path / "b" / "back").symlink_to("../a")
     (tmp_path / "b" / "loop.png").symlink_to("loop.png")  # no picture, which is said later
     (tmp_path / "other").symlink_to("a")  # no circle
-    found = {path.relative_to(tmp_path).as_posix() for path in find_sources(tmp_path, Path("out"))}
+    found = {
+        path.relative_to(tmp_path).as_posix() for path in find_sources(tmp_path, Path("out"))[0]
+    }
     ways = ["a/1.png", "other/1.png", "b/back/1.png"]
     loops = ["b/loop.png", "a/b/loop.png", "other/b/loop.png", "b/back/b/loop.png"]
     assert found == {*ways, *loops} - {"b/back/b/loop.png"}
-    assert find_sources(tmp_path / "a", Path("out"))[0] == picture
+    assert not problems
+    assert find_sources(tmp_path / "a", Path("out"))[0][0] == picture
 
 
 def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
@@ -113,8 +116,20 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
         return listdir(folder)
 
     monkeypatch.setattr(image_io.os, "listdir", refuse)
-    with pytest.raises(PermissionError, match="locked"):
-        plan_jobs([tmp_path], tmp_path / "out", ".png")
+    other = save(tmp_path / "open" / "2.png")
+    jobs, problems = plan_jobs([tmp_path], tmp_path / "out", ".png")
+    assert jobs == [Job(other, tmp_path / "out" / "open" / "2.png")]
+    assert problems == [f"{tmp_path / 'locked'}: cannot be read (Permission denied)."]
+
+
+def test_pictures_of_other_formats_are_not_passed_over(tmp_path):
+    for name in ("a.HEIC", "b/c.gif", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    jobs, problems = plan_jobs([tmp_path], tmp_path / "out", ".png")
+    reason = "this format is not read; save it as JPEG or PNG."
+    assert not jobs
+    assert problems == [f"{tmp_path / name}: {reason}" for name in ("a.HEIC", "b/c.gif")]
 
 
 def test_folders_in_each_other(tmp_path):

@@ -8,7 +8,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from upsr_jax import image_io
 from upsr_jax.image_io import (
@@ -134,6 +134,14 @@ def test_srgb_and_damaged_profiles_change_nothing(tmp_path):
     for profile in (srgb, b"junk"):
         Image.fromarray(RGB).save(tmp_path / "a.png", icc_profile=profile)
         np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_long_texts_are_no_damage(tmp_path, packed):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "node " * 2**19, zip=packed)
+    Image.fromarray(RGB).save(tmp_path / "a.png", pnginfo=text)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
 
 
 def test_one_pixel_is_an_image(tmp_path):
@@ -267,6 +275,21 @@ def test_file_systems_without_links_work_too(tmp_path, monkeypatch):
         write_image(tmp_path / "b.png", RGB)
     assert (tmp_path / "b.png").read_bytes() == b"mine"
     assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
+
+
+def test_a_link_that_fails_otherwise_is_no_file_system_without_links(tmp_path, monkeypatch):
+    def full_disk(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(image_io.os, "link", full_disk)
+    with pytest.raises(ImageError, match="No space left"):
+        write_image(tmp_path / "a.png", RGB)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(image_io.os, "link", refuse_link)
+    monkeypatch.setattr(image_io.os, "replace", full_disk)
+    with pytest.raises(ImageError, match="No space left"):
+        write_image(tmp_path / "a.png", RGB)
+    assert not list(tmp_path.iterdir())
 
 
 def test_failed_writes_leave_nothing(tmp_path, monkeypatch):

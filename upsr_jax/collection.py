@@ -27,6 +27,7 @@ from upsr_jax.files import file_sha256
 from upsr_jax.image_io import (
     MAX_PIXELS,
     READ_SUFFIXES,
+    UNREAD_SUFFIXES,
     ImageError,
     check_storable,
     count_pixels,
@@ -61,16 +62,15 @@ def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], li
     """List the pictures to upscale, and the problems with the inputs.
 
     Raises ValueError if two pictures would have one result, a result would replace another picture
-    of them, or `out` is one of the folders to search, and OSError if a folder cannot be read.
+    of them, or `out` is one of the folders to search.
     """
     sources, problems = {}, []
     for given in inputs:
         if os.path.isdir(given):
-            pairs = [
-                (path, out / path.relative_to(given).with_suffix(suffix))
-                for path in find_sources(given, out)
-            ]
-            if not pairs:
+            found, left_out = find_sources(given, out)
+            problems += left_out
+            pairs = [(path, out / path.relative_to(given).with_suffix(suffix)) for path in found]
+            if not found and not left_out:
                 suffixes = ", ".join(READ_SUFFIXES)
                 problems.append(f"{given}: no images in this folder; looked for {suffixes}.")
         elif os.path.exists(given):  # unlike Path.exists, it never raises
@@ -95,16 +95,28 @@ def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], li
     return [Job(source, target) for target, source in sources.items()], problems
 
 
-def find_sources(folder: Path, out: Path) -> list[Path]:
-    """List the pictures in a folder, without the results if `out` lies in it."""
+def find_sources(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
+    """List the pictures in a folder, without the results if `out` lies in it, and the problems.
+
+    Those are subfolders that cannot be read, and pictures of formats that are not.
+    """
     # Path.resolve fails on links in a circle.
     above, below = (os.path.join(os.path.realpath(path), "") for path in (folder, out))
     if above == below:
         raise ValueError(f"{folder} holds the pictures; choose another --out for the results.")
-    found = map(Path, find_images(folder))
-    if not below.startswith(above):
-        return list(found)
-    return [path for path in found if not os.path.realpath(path).startswith(below)]
+    problems, pictures = [], []
+    for path in find_images(
+        folder,
+        READ_SUFFIXES + UNREAD_SUFFIXES,
+        lambda error: problems.append(f"{error.filename}: cannot be read ({error.strerror})."),
+    ):
+        if below.startswith(above) and os.path.realpath(path).startswith(below):
+            continue
+        if path.lower().endswith(READ_SUFFIXES):
+            pictures.append(Path(path))
+        else:
+            problems.append(f"{path}: this format is not read; save it as JPEG or PNG.")
+    return pictures, problems
 
 
 def meet_others(

@@ -6,28 +6,37 @@ Errors are ImageError, one sentence each.
 """
 
 import contextlib
+import errno
 import fcntl
 import io
 import os
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from upsr_jax import exif
 
 READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 READ_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+UNREAD_SUFFIXES = (".avif", ".avifs", ".gif", ".heic", ".heif", ".jp2", ".jxl")
 MAX_PIXELS = 2**26  # the result has 16 times as many, 3 GiB of them
 TOO_LARGE = f"more than {MAX_PIXELS:,} pixels, the most that is read; cut it into parts."
 
 # TIFF tags. Of 16-bit grey, Pillow decodes rightly what uses all 16 bits and means black by 0.
 BITS_PER_SAMPLE, PHOTOMETRIC, ZERO_IS_BLACK = 258, 262, 1
+
+# What a file system without hard links, or one that has too many, says to one more.
+NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
+
+# Pillow takes a PNG for damaged if one of its texts is above 1 MiB, as of programs that keep their
+# whole work in it. The sum of all keeps its limit of 64 MiB.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 class Encoder(NamedTuple):
@@ -50,13 +59,20 @@ class ImageError(ValueError):
     """A picture that cannot be read or written; the message names the file and the cure."""
 
 
-def find_images(folder: str | Path) -> list[str]:
+def find_images(
+    folder: str | Path,
+    suffixes: tuple[str, ...] = READ_SUFFIXES,
+    on_error: Callable[[OSError], None] | None = None,
+) -> list[str]:
     """List the image files in a folder and its subfolders, by their suffix, sorted.
 
     Links are followed, but not in a circle; files and subfolders whose names begin with a dot are
-    left out. There are none in a missing folder; one that cannot be read raises OSError.
+    left out. There are none in a missing folder; one that cannot be read raises OSError, or is
+    left out where that is given to `on_error`.
     """
-    return sorted(_walk(os.fspath(folder), ())) if os.path.isdir(folder) else []
+    if not os.path.isdir(folder):
+        return []
+    return sorted(_walk(os.fspath(folder), (), suffixes, on_error))
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "h w c"]:
@@ -174,17 +190,29 @@ def without_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+def _walk(
+    folder: str,
+    above: tuple[str, ...],
+    suffixes: tuple[str, ...],
+    on_error: Callable[[OSError], None] | None,
+) -> Iterator[str]:
     real = os.path.realpath(folder)
     if real in above:
         return
-    for name in os.listdir(folder):
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        if on_error is None:
+            raise
+        on_error(error)
+        return
+    for name in names:
         path = os.path.join(folder, name)
         if name.startswith("."):
             continue
         if os.path.isdir(path):
-            yield from _walk(path, (*above, real))
-        elif name.lower().endswith(READ_SUFFIXES):
+            yield from _walk(path, (*above, real), suffixes, on_error)
+        elif name.lower().endswith(suffixes):
             yield path
 
 
@@ -209,7 +237,7 @@ def _reason(error: Exception) -> str:
         case PermissionError():
             return "no permission to read it."
         case UnidentifiedImageError():
-            return "not a whole JPEG, PNG, WebP, BMP or TIFF image."
+            return "not a whole JPEG, PNG, WebP, BMP or TIFF image; save it as one."
         case Image.DecompressionBombError():
             return TOO_LARGE
     return f"damaged or cut short ({error}); get a whole copy."
@@ -266,6 +294,12 @@ def _publish(part: Path, path: Path, overwrite: bool) -> None:
         os.link(part, path)
     except FileExistsError as error:
         raise ImageError(f"{path}: exists already; nothing was replaced.") from error
-    except OSError:  # a file system without hard links
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-        os.replace(part, path)
+        try:
+            os.replace(part, path)
+        except OSError:
+            path.unlink()
+            raise
