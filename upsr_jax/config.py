@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from upsr_jax.config_values import check_values
 from upsr_jax.data import degradation
 from upsr_jax.diffusion import Schedule
 from upsr_jax.metrics import HIGHER_IS_BETTER
@@ -66,25 +67,9 @@ KEYS: dict[str, set[str]] = {
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raise ValueError for a key that nothing reads, one that is missing, or an unknown network."""
+    """Raise ValueError for a key that nothing reads or that is missing, or a value out of range."""
     _check_block("", config)
-    for name, wish, good in (
-        ("network", "'denoiser' or 'estimator'", config.network in ("denoiser", "estimator")),
-        ("dtype", "'float32' or 'bfloat16'", config.dtype in ("float32", "bfloat16", "float64")),
-        ("seed", "a whole number from 0 on", config.seed >= 0),
-        ("sampler.method", f"one of {', '.join(METHODS)}", config.sampler.method in METHODS),
-        ("data.batch_size", "at least 1", config.data.batch_size >= 1),
-        ("data.num_workers", "at least 0", config.data.num_workers >= 0),
-        ("data.num_threads", "at least 0", config.data.num_threads >= 0),
-        ("train.steps", "at least 1", config.train.steps >= 1),
-        ("train.log_every", "at least 1", config.train.log_every >= 1),
-        ("train.checkpoint_every", "at least 1", config.train.checkpoint_every >= 1),
-        ("train.keep_checkpoints", "at least 1", config.train.keep_checkpoints >= 1),
-        ("train.eval_every", "at least 0, which is never", config.train.eval_every >= 0),
-    ):
-        if not good:
-            value = flatten(config.to_dict())[name]
-            raise ValueError(f"config.{name} is {value!r}: it must be {wish}")
+    check_values(flatten(config.to_dict()), METHODS)
     _check_keep_best(config.train)
 
 
