@@ -9,7 +9,7 @@ from configs import lite_x4
 from configs.degradations import imagenet_test
 from upsr_jax import Upscaler
 from upsr_jax.checkpoint import load_model
-from upsr_jax.evaluate import Evaluator
+from upsr_jax.evaluator import Evaluator
 from upsr_jax.image_io import read_image
 from upsr_jax.sharding import create_mesh
 from upsr_jax.upscaler import BUILT_IN_MODEL

@@ -24,10 +24,12 @@ from stand_in import (
 from tiny_model import random_params
 
 from upsr_jax import eval_step
+from upsr_jax.checkpoint import load_model, save_model
 from upsr_jax.config import check_config
 from upsr_jax.data.test_sets import Example, image_seed
 from upsr_jax.eval_step import check_eval
-from upsr_jax.evaluate import Evaluator, evaluate, evaluate_folders
+from upsr_jax.evaluate import evaluate, evaluate_folders
+from upsr_jax.evaluator import Evaluator
 from upsr_jax.metrics import psnr_y as psnr_y_of_batch
 from upsr_jax.metrics.niqe import niqe
 from upsr_jax.models.lpips import ALEXNET, LPIPS
@@ -261,6 +263,24 @@ def test_a_model_of_another_diffusion_is_refused(config, tmp_path):
         evaluate(other, tmp_path)
 
 
+def test_a_model_that_learned_another_sampling_is_refused(config, tmp_path):
+    stored, params = load_model(config.eval.model)
+    stored.sampler.method = "one_step"
+    save_model(tmp_path / "one_step", stored, params)
+    one_step = changed(config, model=str(tmp_path / "one_step"))
+    with pytest.raises(ValueError, match="one_step was trained to restore in one step and has not"):
+        evaluate(one_step, tmp_path)
+    other = changed(config)
+    other.prior.un = 0.2
+    with pytest.raises(ValueError, match=r"prior\.un = 0\.1, not 0\.2: set it so"):
+        evaluate(other, tmp_path)
+
+
+def test_results_go_where_they_are_wanted(config, tmp_path):
+    evaluate(changed(config, metrics=("psnr_y",), max_images=1), tmp_path / "run", tmp_path / "a")
+    assert (tmp_path / "a" / "results.json").exists() and not (tmp_path / "run").exists()
+
+
 def test_without_ground_truth_what_needs_none_is_measured(config, tmp_path, monkeypatch):
     model, lr = config.eval.model, config.eval.lr
     results = evaluate_folders(model, lr, None, tmp_path / "out", seed=SEED, tile=384)
@@ -270,6 +290,8 @@ def test_without_ground_truth_what_needs_none_is_measured(config, tmp_path, monk
     row = results["images"]["a/x"]
     assert (row["niqe"], row["lr"], row["gt"]) == (None, f"{lr}/a/x.png", None)
     assert results["means"]["niqe"]["images"] == 1
+    with pytest.raises(ValueError, match="tile is 100, but must be a multiple of 64 above 64"):
+        evaluate_folders(model, lr, None, tmp_path / "other", tile=100)
     with pytest.raises(ValueError, match=r"psnr_y can't be measured without .* choose of niqe"):
         evaluate_folders(model, lr, None, tmp_path / "other", metrics=("psnr_y",))
 

@@ -20,7 +20,7 @@ from photos import write_photos
 from tiny_model import random_params
 
 from configs import tiny
-from upsr_jax import evaluate, train
+from upsr_jax import evaluator, train
 from upsr_jax.checkpoint import load_model, save_model
 from upsr_jax.data.pipeline import example_names, train_batches
 from upsr_jax.run_setup import create_sharded_state
@@ -148,7 +148,7 @@ def test_stop_and_resume_equals_uninterrupted(config, finished, workdir):
 def test_a_stop_ends_the_last_evaluation_and_the_next_call_makes_up_for_it(
     config, finished, workdir, monkeypatch
 ):
-    make_evaluate_fn, measured = evaluate.make_evaluate_fn, []
+    make_evaluate_fn, measured = evaluator.make_evaluate_fn, []
 
     def make_stopped(*arguments):
         def evaluate_fn(params, examples):
@@ -162,7 +162,7 @@ def test_a_stop_ends_the_last_evaluation_and_the_next_call_makes_up_for_it(
     shutil.rmtree(workdir / "checkpoints" / "30")
     shutil.rmtree(workdir / "model")
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "make_evaluate_fn", make_stopped)
+        patch.setattr(evaluator, "make_evaluate_fn", make_stopped)
         train_and_evaluate(config, workdir)
     assert len(measured) == 1 < config.eval.max_images
     assert [line["step"] for line in metrics(workdir)] == list(range(1, 31))

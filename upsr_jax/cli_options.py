@@ -28,7 +28,8 @@ ModelFolder = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same bytes.")]
 Steps = Annotated[
-    int | None, typer.Option(help="Steps of sampling.", show_default="as the model was trained")
+    int | None,
+    typer.Option(min=1, help="Steps of sampling.", show_default="as the model was trained"),
 ]
 Sampler = Annotated[
     Method | None, typer.Option(help="How to sample.", show_default="as the model was trained")

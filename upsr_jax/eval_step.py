@@ -22,7 +22,7 @@ from upsr_jax.batching import (
 from upsr_jax.data.test_sets import Example, image_seed
 from upsr_jax.data.workers import map_ahead
 from upsr_jax.inference import Restoration, make_super_resolve
-from upsr_jax.metrics import HIGHER_IS_BETTER, psnr_y, ssim_y
+from upsr_jax.metrics import HIGHER_IS_BETTER, WITHOUT_REFERENCE, psnr_y, ssim_y
 from upsr_jax.metrics.niqe import PristineModel, niqe
 from upsr_jax.models.lpips import ALEXNET, LPIPS, VGG16
 from upsr_jax.networks import apply
@@ -64,6 +64,27 @@ def check_eval(settings: ConfigDict) -> None:
             f"config.eval.metrics is {tuple(settings.metrics)}: choose of "
             f"{', '.join(HIGHER_IS_BETTER)}"
         )
+
+
+def measurable(settings: ConfigDict) -> list[str]:
+    """List the metrics of config.eval that can be had: without ground truth, few.
+
+    Raises ValueError if none is left.
+    """
+    wanted = [name for name in HIGHER_IS_BETTER if name in settings.metrics]
+    metrics = [name for name in wanted if settings.gt or name in WITHOUT_REFERENCE]
+    if not metrics:
+        raise ValueError(
+            f"{', '.join(wanted)} can't be measured without a ground truth: give one, or choose "
+            f"of {', '.join(WITHOUT_REFERENCE)}"
+        )
+    return metrics
+
+
+def columns(metrics: Sequence[str]) -> list[str]:
+    """Name all numbers of an image: the metrics and, where they need a ground truth, bicubic's."""
+    with_reference = [name for name in metrics if name not in WITHOUT_REFERENCE]
+    return [*metrics, *(f"bicubic_{name}" for name in with_reference)]
 
 
 def raise_lost(name: str, error: MemoryError) -> None:

@@ -6,174 +6,67 @@ its name, the seed and the batch of a device, never from the other images or the
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import cv2
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from upsr_jax import eval_folder
-from upsr_jax.batching import share
+from upsr_jax.batching import OVERLAP, share
 from upsr_jax.checkpoint import load_model
 from upsr_jax.config import check_config
-from upsr_jax.data.degradation import to_bytes, to_unit
 from upsr_jax.data.test_sets import (
     Broken,
     Entry,
     Example,
     find_entries,
-    list_entries,
     make_read_fn,
     read_or_reason,
 )
 from upsr_jax.data.workers import map_ahead
 from upsr_jax.eval_protocol import describe_protocol
-from upsr_jax.eval_step import Measured, check_eval, host_metrics, make_evaluate_fn
+from upsr_jax.eval_step import (
+    Measured,
+    check_eval,
+    columns,
+    host_metrics,
+    make_evaluate_fn,
+    measurable,
+)
 from upsr_jax.files import write_json
 from upsr_jax.inference import SIZE_MULTIPLE, with_options
-from upsr_jax.metrics import HIGHER_IS_BETTER, WITHOUT_REFERENCE
+from upsr_jax.metrics import HIGHER_IS_BETTER
 from upsr_jax.metrics.intervals import mean_over
 from upsr_jax.pretrained import check_same, load_pristine_model, take_networks
-from upsr_jax.programs import local_mesh, localize, put_whole
+from upsr_jax.programs import local_mesh, put_whole
 from upsr_jax.report import write_report
 from upsr_jax.report.results import RESULTS
 from upsr_jax.run_checkpoints import read_checkpoint
 from upsr_jax.scores import with_scores
-from upsr_jax.sharding import replicated
 from upsr_jax.timing import Timing, timing_lines
 
 THREADS = 4  # that read ahead, and as many that write
 
 
-class Report(NamedTuple):
-    """Mean of each metric, the metrics of each image, and a picture of the first images.
+def evaluate(
+    config: ConfigDict, workdir: str | Path, out: str | Path | None = None
+) -> dict[str, Any]:
+    """Evaluate config.eval.model, or else the last checkpoint in `workdir`, into `out`.
 
-    A mean is over the images that the metric could be measured for; without one it is left out.
-    `means` and `rows` also hold the metrics of bicubic upsampling, as `bicubic_NAME`.
-    """
-
-    means: dict[str, float]
-    rows: dict[str, dict[str, float]]
-    picture: np.ndarray
-
-
-class Evaluator:
-    """Evaluate params during training; keeps images and compiled programs.
-
-    Every process restores its share and receives all numbers. The params may lie split over `mesh`.
-    """
-
-    def __init__(self, config: ConfigDict, mesh: Mesh):
-        check_eval(config.eval)
-        self.config = config
-        self.entries = list_entries(config.eval)
-        self.metrics = measurable(config.eval)
-        if config.train.keep_best not in ("", *self.metrics):
-            raise ValueError(
-                f"config.train.keep_best is {config.train.keep_best!r}, but config.eval measures "
-                f"{', '.join(self.metrics)}"
-            )
-        read_fn = make_read_fn(config)
-        own = share(self.entries, jax.process_index(), jax.process_count())
-        self.examples = [read_fn(entry) for entry in own]
-        self.local = local_mesh()
-        self.evaluate_fn = make_evaluate_fn(config, self.metrics, self.local, Timing())
-        self.gather = jax.jit(lambda params: params, out_shardings=replicated(mesh))
-        self.pristine = load_pristine_model()
-
-    def __call__(self, params: Mapping[str, Any], stop_fn: Callable[[], bool]) -> Report | None:
-        """Restore and measure every image; None as soon as `stop_fn` says so.
-
-        All processes ask it together, after every image, and it must tell all of them the same.
-        """
-        keys = columns(self.metrics)
-        values = np.zeros((len(self.entries), len(keys)), np.float32)
-        numbers = {entry.name: i for i, entry in enumerate(self.entries)}
-        strips = {}
-        items = self.evaluate_fn(localize(self.gather(params), self.local), self.examples)
-        rounds = range(-(-len(self.entries) // jax.process_count()))  # on every process as many
-        for _, item in zip_longest(rounds, items):
-            if item is not None:
-                number = numbers[item.example.name]
-                row = item.values | host_metrics(self.metrics, item.restored, self.pristine)
-                values[number] = [row[key] for key in keys]
-                if number < self.config.eval.pictures:
-                    strips[number] = picture_strip(item)
-            if stop_fn():
-                return None
-        values = multihost_utils.process_allgather(values[None], tiled=True).sum(axis=0)
-        rows = {
-            name: dict(zip(keys, map(float, row), strict=True))
-            for name, row in zip(numbers, values, strict=True)
-        }
-        found = {key: x[np.isfinite(x)] for key, x in zip(keys, values.T, strict=True)}
-        means = {key: float(x.mean(dtype=np.float64)) for key, x in found.items() if len(x)}
-        return Report(means, rows, stack_strips([strips[number] for number in sorted(strips)]))
-
-
-def measurable(settings: ConfigDict) -> list[str]:
-    """List the metrics of config.eval that can be had: without ground truth, few.
-
-    Raises ValueError if none is left.
-    """
-    wanted = [name for name in HIGHER_IS_BETTER if name in settings.metrics]
-    metrics = [name for name in wanted if settings.gt or name in WITHOUT_REFERENCE]
-    if not metrics:
-        raise ValueError(
-            f"{', '.join(wanted)} can't be measured without a ground truth: give one, or choose "
-            f"of {', '.join(WITHOUT_REFERENCE)}"
-        )
-    return metrics
-
-
-def columns(metrics: Sequence[str]) -> list[str]:
-    """Name all numbers of an image: the metrics and, where they need a ground truth, bicubic's."""
-    with_reference = [name for name in metrics if name not in WITHOUT_REFERENCE]
-    return [*metrics, *(f"bicubic_{name}" for name in with_reference)]
-
-
-def picture_strip(item: Measured) -> np.ndarray:
-    """Put LR, bicubic, estimate, noise weight, result and ground truth side by side, 8 bits."""
-    example, restored = item.example, item.restored
-    panels = [
-        to_unit(example.lr).repeat(4, axis=0).repeat(4, axis=1),
-        *((x + 1) / 2 for x in (restored.bicubic, restored.estimate)),
-        restored.noise_weight,
-        (restored.image + 1) / 2,
-    ]
-    truth = [] if example.hr is None else [example.hr]
-    return np.concatenate([*(to_bytes(panel) for panel in panels), *truth], axis=1)
-
-
-def stack_strips(strips: list[np.ndarray]) -> np.ndarray:
-    """Stack strips below each other, narrower ones filled with white."""
-    width = max((strip.shape[1] for strip in strips), default=1)
-    white = (255, 255, 255)
-    filled = [
-        cv2.copyMakeBorder(s, 0, 0, 0, width - s.shape[1], cv2.BORDER_CONSTANT, value=white)
-        for s in strips
-    ]
-    return np.concatenate(filled or [np.full((1, width, 3), 255, np.uint8)])
-
-
-def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Evaluate config.eval.model, or the last checkpoint in `workdir`, into `workdir/evaluation`.
-
-    Every device has a whole copy of the networks and images of its own, whatever config.mesh says,
-    which is for training. See `evaluate_set` for what it gets.
+    That is `workdir/evaluation` if not given. Every device has a whole copy of the networks and
+    images of its own, whatever config.mesh says, which is for training. See `evaluate_set` for what
+    it gets.
     """
     check_config(config)
     workdir = Path(workdir)
     entries = find_entries(config.eval)  # before a model is asked for: sets take longer to get
-    return evaluate_set(config, entries, load_params(config, workdir), workdir / "evaluation")
+    params = load_params(config, workdir)
+    return evaluate_set(config, entries, params, Path(out or workdir / "evaluation"))
 
 
 def evaluate_folders(
@@ -196,6 +89,10 @@ def evaluate_folders(
     `steps`, `method` and `min_noise` are those of `inference.with_options`; images with sides above
     `tile` are cut in tiles; the others are those of config.eval.
     """
+    if tile <= OVERLAP or tile % SIZE_MULTIPLE:
+        raise ValueError(
+            f"tile is {tile}, but must be a multiple of {SIZE_MULTIPLE} above {OVERLAP}"
+        )
     config, params = load_model(model)
     config = with_options(config, steps, method, min_noise)
     config.eval = dict(
@@ -378,7 +275,7 @@ def means_table(results: Mapping[str, Any]) -> str:
 def load_params(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Load the model folder config.eval.model, or else the last checkpoint in `workdir`.
 
-    Raises ValueError if networks are missing, or they or their diffusion are not the config's.
+    Raises ValueError if networks are missing, or they were trained for another config.
     """
     if config.eval.model:
         name, (stored, params) = config.eval.model, load_model(config.eval.model)
@@ -388,4 +285,14 @@ def load_params(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     params = take_networks(name, stored, params, config, ["estimator", config.network])
     if config.network == "denoiser":
         check_same(name, stored, config, "diffusion")
+        if stored.sampler.method == "one_step" != config.sampler.method:
+            raise ValueError(
+                f"{name} was trained to restore in one step and has not learned "
+                f"{config.sampler.method}: set config.sampler.method to one_step"
+            )
+        if stored.prior.un != config.prior.un:
+            raise ValueError(
+                f"{name} was trained with config.prior.un = {stored.prior.un}, not "
+                f"{config.prior.un}: set it so"
+            )
     return params

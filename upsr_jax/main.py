@@ -14,6 +14,9 @@ from ml_collections import config_flags
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and pictures.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+OUT = flags.DEFINE_string(
+    "out", None, "Folder of the results of --mode evaluate; WORKDIR/evaluation if not given."
+)
 PROFILE = flags.DEFINE_string("profile", None, "START:END, steps to trace into WORKDIR/profile.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
@@ -37,11 +40,13 @@ def main(_: list[str]) -> None:
         profile = parse_steps(PROFILE.value)
         distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
         workdir = Path(str(WORKDIR.value)).absolute()
+        if OUT.value and MODE.value == "train":
+            raise ValueError("--out is for --mode evaluate: training writes to --workdir")
         keep_programs(workdir / "compiled")
         if MODE.value == "train":
             train_and_evaluate(CONFIG.value, workdir, profile)
         else:
-            evaluate(CONFIG.value, workdir)
+            evaluate(CONFIG.value, workdir, OUT.value)
     except KeyboardInterrupt:  # of an evaluation; training ends after a step instead
         distributed.leave("upsr_jax: stopped; the same command goes on from there")
     except Exception as error:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from upsr_jax import run_checkpoints
 from upsr_jax.config import check_config
 from upsr_jax.data.pipeline import example_names, open_sources, train_batches
-from upsr_jax.evaluate import Evaluator
+from upsr_jax.evaluator import Evaluator
 from upsr_jax.meter import Meter
 from upsr_jax.optimizer import create_optimizer, create_schedule
 from upsr_jax.run_checkpoints import export_model, model_params

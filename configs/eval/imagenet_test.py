@@ -7,7 +7,7 @@
 Cost: five calls of the denoiser are 742 GFLOP an image, 2.2 PFLOP in all, beside the estimator and
 the metrics. All devices of all processes share the images, each with a whole copy of the networks,
 whatever config.mesh says. Without --config.eval.model the last checkpoint in the workdir is
-evaluated; its folder `evaluation` receives the results.
+evaluated. The results go to the folder `evaluation` in it, or to --out.
 """
 
 from ml_collections import ConfigDict

@@ -21,9 +21,9 @@ STOPPED = """
 import signal
 import jax
 from absl import app
-from upsr_jax import evaluate, main
+from upsr_jax import evaluator, main
 
-make_evaluate_fn = evaluate.make_evaluate_fn
+make_evaluate_fn = evaluator.make_evaluate_fn
 
 def make_stopped(*arguments):
     def evaluate_fn(params, examples):
@@ -33,7 +33,7 @@ def make_stopped(*arguments):
             yield item
     return evaluate_fn
 
-evaluate.make_evaluate_fn = make_stopped
+evaluator.make_evaluate_fn = make_stopped
 app.run(main.main)
 """
 
