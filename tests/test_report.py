@@ -26,7 +26,7 @@ from upsr_jax.report.rendering import (
     markdown_table,
     markdown_text,
 )
-from upsr_jax.report.results import paired_difference, rank
+from upsr_jax.report.results import common_images, paired_difference, rank
 from upsr_jax.report.single import SAMPLE, SIDE, choose_shown, load_views
 
 STYLE = Path(upsr_jax.__file__).parent / "assets" / "report" / "report.css"
@@ -260,7 +260,7 @@ def test_compare_pairs_images_and_says_what_differs(tmp_path):
     markdown = compare([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
     # A constant difference over the three common images has an interval without width.
     assert "| two | +1.000 [+1.000, +1.000] |" in markdown
-    assert "one has 4, two 3, 3 are in both" in markdown
+    assert "one has 4, two 3, 3 are in both, by name and content" in markdown
     assert "Not the same protocol: sampler, seed differ." in markdown
     assert "| sampler | ddim, 5 steps | one_step |" in markdown and "| seed | 0 | – |" in markdown
     assert (tmp_path / "both" / "compare.md").read_text("utf-8") == markdown
@@ -279,10 +279,25 @@ def test_compare_the_same_with_the_same(tmp_path):
 
 
 def test_paired_difference_leaves_out_what_cannot_be_compared():
-    first = {"images": {"a": {"psnr_y": np.inf}, "b": {"psnr_y": 1.0}, "c": {"psnr_y": None}}}
-    other = {"images": {"a": {"psnr_y": np.inf}, "b": {"psnr_y": 4.0}, "c": {"psnr_y": 2.0}}}
+    first = {"images": {"a": {"psnr_y": 2.0}, "b": {"psnr_y": 1.0}, "c": {"psnr_y": None}}}
+    other = {"images": {"d": {"psnr_y": 3.0}, "b": {"psnr_y": 4.0}, "c": {"psnr_y": 2.0}}}
     assert paired_difference(first, other, "psnr_y") == (3.0, 3.0, 3.0)
     assert paired_difference(first, {"images": {}}, "psnr_y") is None
+
+
+def test_images_of_one_name_but_other_content_are_not_compared(tmp_path):
+    first = {"images": {"a": {"gt": "x", "sha256": "1"}, "b": {"gt": "x", "sha256": "2"}}}
+    other = {"images": {"b": {"gt": "y", "sha256": "2"}, "a": {"gt": "y", "sha256": "3"}}}
+    assert common_images(first, other) == ["b"]
+    without = {"images": {"a": {"gt": None, "sha256": "4"}}}  # nor is the truth in its hash
+    assert common_images(first, without) == ["a"]
+    for name in ("one", "two"):
+        write_evaluation(tmp_path / name, IMAGES, pictures=False)
+    changed = json.loads((tmp_path / "two" / "results.json").read_text())
+    changed["images"][next(iter(changed["images"]))]["sha256"] = "other"
+    (tmp_path / "two" / "results.json").write_text(json.dumps(changed))
+    markdown = compare([tmp_path / "one", tmp_path / "two"], tmp_path)
+    assert f"{len(IMAGES) - 1} are in both, by name and content" in markdown
 
 
 def test_compare_without_any_measured_image_is_refused(tmp_path):

@@ -17,7 +17,8 @@ class Writer:
     """Write what process 0 measures; on other processes every call does nothing.
 
     `workdir/metrics.jsonl` gets one line per call. A run that goes on after `step` continues it,
-    without what a killed run wrote about later steps.
+    without what a killed run wrote about later steps; one that begins, as all checkpoints may be
+    gone, sets an earlier one's aside as metrics_SECONDS.jsonl, by its time.
     """
 
     def __init__(self, workdir: Path, step: int, enabled: bool):
@@ -25,6 +26,8 @@ class Writer:
         self.enabled = enabled
         if enabled:
             path = workdir / "metrics.jsonl"
+            if step == 0 and path.exists():
+                path.replace(path.with_name(f"metrics_{int(path.stat().st_mtime)}.jsonl"))
             keep_lines(path, step)
             self.lines = path.open("a", buffering=1)
             self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)

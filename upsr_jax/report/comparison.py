@@ -20,6 +20,7 @@ from upsr_jax.report.rendering import (
     write_text,
 )
 from upsr_jax.report.results import (
+    common_images,
     digits_of,
     format_range,
     heading_of,
@@ -101,11 +102,12 @@ def _list_differences(evaluations: Sequence[Evaluation]) -> tuple[list[str], Tab
     notes = []
     first = evaluations[0]
     for other in evaluations[1:]:
-        ours, theirs = first.results["images"].keys(), other.results["images"].keys()
-        if ours != theirs:
+        counts = [len(each.results["images"]) for each in (first, other)]
+        common = len(common_images(first.results, other.results))
+        if counts != [common, common]:
             notes.append(
-                f"Not the same images: {first.name} has {len(ours):,}, {other.name} "
-                f"{len(theirs):,}, {len(ours & theirs):,} are in both. "
+                f"Not the same images: {first.name} has {counts[0]:,}, {other.name} "
+                f"{counts[1]:,}, {common:,} are in both, by name and content. "
                 "Means are over each one's own images."
             )
     protocols = [each.results["protocol"] for each in evaluations]

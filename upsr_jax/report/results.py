@@ -42,20 +42,30 @@ def rank(results: Mapping[str, Any], metric: str) -> list[str]:
     return sorted(known, key=known.__getitem__, reverse=results["metrics"][metric])
 
 
+def common_images(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """List the images of two results that have one name and came from the same files.
+
+    Where only one of them had the ground truth as well, the name must do.
+    """
+
+    def same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+        alike = (ours.get("gt") is None) == (theirs.get("gt") is None)
+        return not alike or ours.get("sha256") == theirs.get("sha256")
+
+    ours, theirs = first["images"], other["images"]
+    return [name for name in ours if name in theirs and same(ours[name], theirs[name])]
+
+
 def paired_difference(
     first: Mapping[str, Any], other: Mapping[str, Any], metric: str
 ) -> Interval | None:
     """Average other - first over the images that both have; None if there is none."""
     pairs = [
-        (value_of(first["images"][name], metric), value_of(row, metric))
-        for name, row in other["images"].items()
-        if name in first["images"]
+        [value_of(results["images"][name], metric) for results in (first, other)]
+        for name in common_images(first, other)
     ]
     differences = np.array([b - a for a, b in pairs if a is not None and b is not None])
-    differences = differences[np.isfinite(differences)]  # equal pictures have an infinite PSNR
-    if not differences.size:
-        return None
-    return bootstrap(differences)
+    return bootstrap(differences) if differences.size else None
 
 
 def label_of(metric: str) -> str:
