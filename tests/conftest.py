@@ -2,13 +2,14 @@ import importlib.util
 import shutil
 
 # PyTorch is an extra that only conversion needs; everything else must pass without it.
+TORCH_TESTS = ["test_torch_io.py", "test_train_in_bfloat16.py"]
 WITHOUT_TORCH = importlib.util.find_spec("torch") is None
 # Nor is pyiqa a dependency; a stand-in for it is tested always.
 WITHOUT_PYIQA = importlib.util.find_spec("pyiqa") is None
 # A browser is no Python package; the pages' texts are tested without one.
 WITHOUT_CHROMIUM = not (shutil.which("chromium") or shutil.which("chromium-browser"))
 collect_ignore = [
-    *(["test_torch_io.py"] if WITHOUT_TORCH else []),
+    *(TORCH_TESTS if WITHOUT_TORCH else []),
     *(["test_pyiqa.py"] if WITHOUT_PYIQA else []),
     *(["test_report_browser.py"] if WITHOUT_CHROMIUM else []),
 ]
@@ -18,7 +19,8 @@ def pytest_report_header() -> list[str]:
     lines = []
     if WITHOUT_TORCH:
         lines.append(
-            "test_torch_io.py is left out, as it needs PyTorch: pip install -e '.[convert]'"
+            f"{' and '.join(TORCH_TESTS)} are left out, as they need PyTorch: "
+            "pip install -e '.[convert]'"
         )
     if WITHOUT_PYIQA:
         lines.append("test_pyiqa.py is left out, as it needs pyiqa")

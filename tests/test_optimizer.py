@@ -90,7 +90,7 @@ def test_muon_takes_orthogonal_steps_of_adamws_size():
         step = np.sum(matrix * gradients[name].reshape(matrix.shape))
         assert step < 0, "it goes downhill"
     # Adam's first step is the sign; Nesterov's momentum looks b1 (1 - b1) / (1 - b1^2) ahead.
-    size = 0.5 * (1 + 0.9 * 0.1 / 0.19)
+    size = 0.3 * 0.5 * (1 + 0.9 * 0.1 / 0.19)
     for others in (updates["ffn"]["depthwise"], updates["stem"]):
         np.testing.assert_allclose(np.abs(others["kernel"]), size, rtol=1e-4)
     np.testing.assert_allclose(updates["res"]["conv"]["bias"], -size, rtol=1e-4)

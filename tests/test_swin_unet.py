@@ -175,11 +175,25 @@ def test_means_over_the_picture_are_the_bicubics_where_both_are_clipped():
     assert before > 0.03 > 2 / 255 > after
 
 
-def test_pixels_beyond_white_still_learn():
+def test_a_networks_tint_changes_nothing_even_where_pixels_are_clipped():
+    rng = np.random.default_rng(0)
+    bicubic = rng.uniform(-1.2, 1.2, (1, 64, 64, 3)).astype(np.float32)
+    image = bicubic + rng.normal(0, 0.3, bicubic.shape).astype(np.float32)
+    assert (np.abs(image) > 1).mean() > 0.2
+    tint = np.array([5, -0.5, 0.1], np.float32)
+    tinted, untinted = (
+        keep_colours(jnp.asarray(x), jnp.asarray(bicubic)) for x in (image + tint, image)
+    )
+    np.testing.assert_allclose(tinted, untinted, atol=1e-5)
+
+
+def test_pixels_beyond_white_learn_to_come_back_and_to_go_no_further():
     bicubic = jnp.zeros((1, 64, 64, 3))
-    image = bicubic.at[0, 32, 32].set(1.5)
-    gradient = jax.grad(lambda x: keep_colours(x, bicubic)[0, 32, 32, 0])(image)
+    image = bicubic.at[0, 32, 32].set(1.5).at[0, 8, 8].set(-1.5)
+    gradient = jax.grad(lambda x: keep_colours(x, bicubic)[0, [32, 8], [32, 8], 0].sum())(image)
+    # A step against it darkens both.
     assert gradient[0, 32, 32, 0] > 0.9
+    assert abs(gradient[0, 8, 8, 0]) < 0.01
 
 
 @pytest.mark.parametrize("size", [(24, 16), (16, 8), (63, 64)])

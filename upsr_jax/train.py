@@ -3,7 +3,7 @@
 import json
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -35,21 +35,25 @@ from upsr_jax.run_setup import (
     speed_limits,
 )
 from upsr_jax.sharding import create_mesh, replicated, to_global
-from upsr_jax.train_step import make_loss_fn, make_train_step
+from upsr_jax.train_step import LossFn, make_loss_fn, make_train_step
 from upsr_jax.writer import Writer
 
 logger = logging.getLogger(__name__)
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | None = None
+    config: ConfigDict,
+    workdir: str | Path,
+    profile: tuple[int, int] | None = None,
+    make_loss_fn: Callable[[ConfigDict, str], LossFn] = make_loss_fn,
 ) -> None:
     """Train until config.train.steps, from the last whole checkpoint in `workdir` if there is one.
 
     Writes checkpoints, metrics.jsonl, TensorBoard events, pictures, the config and environment and,
     at the end, the model folder `workdir/model` with the averaged weights. SIGTERM and SIGINT end
     it early, after a checkpoint; the same call goes on from there. `profile` names the first and
-    the last step of a trace that goes into `workdir/profile`.
+    the last step of a trace that goes into `workdir/profile`. `make_loss_fn` stands in for
+    `train_step.make_loss_fn`, to compute the same in another way.
 
     Raises:
       FloatingPointError: the loss is not finite; names the step and the batch's examples.

@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import reduce, repeat
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from upsr_jax.models.attention import (
@@ -41,23 +41,52 @@ def timestep_embedding(t: Int[Array, "b"], width: int, dtype: Any) -> Float[Arra
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+@jax.custom_vjp
+def clip_image(image: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Clip signed images to [-1, 1], so that saturated pixels still learn.
+
+    Where a pixel is outside, its gradient passes only if a step against it leads back inside:
+    passing always, a network is pushed ever further out; never, a pixel that is out stays there.
+    """
+    return jnp.clip(image, -1, 1)
+
+
+def _clip_image_fwd(image: Array) -> tuple[Array, Array]:
+    return clip_image(image), image
+
+
+def _clip_image_bwd(image: Array, gradient: Array) -> tuple[Array]:
+    outwards = (jnp.abs(image) > 1) & (image * gradient < 0)
+    return (jnp.where(outwards, 0, gradient),)
+
+
+clip_image.defvjp(_clip_image_fwd, _clip_image_bwd)
+
+
+def tint(
+    image: Float[Array, "b H W 3"], bicubic: Float[Array, "b H W 3"]
+) -> Float[Array, "b H W 3"]:
+    """Give the differences of means over 68x68 pixels, repeated at full resolution."""
+    means = reduce(image - bicubic, "b (h i) (w j) c -> b h w c", "mean", i=4, j=4)
+    # Mirrored at its ends, the window counts every pixel alike: the whole picture's mean is exact.
+    means = jnp.pad(means, ((0, 0), (8, 8), (8, 8), (0, 0)), mode="symmetric")
+    means = nn.avg_pool(nn.avg_pool(means, (17, 1)), (1, 17))
+    return repeat(means, "b h w c -> b (h i) (w j) c", i=4, j=4)
+
+
 def keep_colours(
     image: Float[Array, "b H W 3"], bicubic: Float[Array, "b H W 3"]
 ) -> Float[Array, "b H W 3"]:
     """Clip signed images and shift them smoothly, their means over 68x68 pixels to the bicubic's.
 
-    Perceptual losses hardly see a tint, and degradations leave the means as they are. Clipped
-    after the shift alone, pixels far above white would stay white, and the mean too bright. The
-    result leaves [-1, 1] by as much as it is shifted.
+    Perceptual losses hardly see a tint, and degradations leave the means as they are. The result
+    leaves [-1, 1] by as much as clipping took off the means.
     """
-    # Clipped in value only: a saturated pixel still learns.
-    image += lax.stop_gradient(jnp.clip(image, -1, 1) - image)
-    tint = image - jnp.clip(bicubic, -1, 1)
-    tint = reduce(tint, "b (h i) (w j) c -> b h w c", "mean", i=4, j=4)
-    # Mirrored at its ends, the window counts every pixel alike: the whole picture's mean is exact.
-    tint = jnp.pad(tint, ((0, 0), (8, 8), (8, 8), (0, 0)), mode="symmetric")
-    tint = nn.avg_pool(nn.avg_pool(tint, (17, 1)), (1, 17))
-    return image - repeat(tint, "b h w c -> b (h i) (w j) c", i=4, j=4)
+    bicubic = jnp.clip(bicubic, -1, 1)
+    # Shifted before the clip, too: as the loss sees no tint of the network's, it may drift, and
+    # must not decide what is clipped.
+    image = clip_image(image - tint(image, bicubic))
+    return image - tint(image, bicubic)
 
 
 class ResBlock(nn.Module):
