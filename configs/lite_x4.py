@@ -25,11 +25,11 @@ def get_config() -> ConfigDict:
     config.model.update(
         width=128,
         multipliers=(1, 1),
-        num_res_blocks=(1, 1),
+        num_res_blocks=(2, 1),
         swin_embed_dim=128,
         swin_head_dim=32,
         mlp_ratio=2,
-        head_width=32,
+        head_width=64,  # an output pixel needs 48 values; with 32 channels the head was too narrow
         shift_mask="swin",
         residual=True,
     )
