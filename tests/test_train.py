@@ -190,7 +190,7 @@ def config_of_nan(config, tmp_path) -> ConfigDict:
     return changed(config, pretrained__estimator=str(tmp_path / "nan"))
 
 
-def test_a_loss_that_is_not_finite_stops_training(config, workdir, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_training(config, workdir):
     def make_spoiled(config, remat):
         loss_fn = make_loss_fn(config, remat)
 
@@ -200,11 +200,10 @@ def test_a_loss_that_is_not_finite_stops_training(config, workdir, monkeypatch):
 
         return spoiled
 
-    monkeypatch.setattr(train, "make_loss_fn", make_spoiled)
     before = (workdir / "model" / "sha256").read_text()
     config = changed(config, train__steps=40, train__checkpoint_every=1, train__keep_best="")
     with pytest.raises(FloatingPointError) as info:
-        train_and_evaluate(config, workdir)
+        train_and_evaluate(config, workdir, make_loss_fn=make_spoiled)
     message = str(info.value)
     assert "step 31 gave {" in message
     assert "'loss': nan" in message
