@@ -20,7 +20,7 @@ from photos import write_photos
 from tiny_model import random_params
 
 from configs import tiny
-from upsr_jax import evaluator, train
+from upsr_jax import evaluator
 from upsr_jax.checkpoint import load_model, save_model
 from upsr_jax.data.pipeline import example_names, train_batches
 from upsr_jax.run_setup import create_sharded_state
