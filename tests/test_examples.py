@@ -4,7 +4,13 @@ import pytest
 
 from configs.degradations import real_esrgan
 from upsr_jax.data.degradation import sharpen, to_bytes, to_unit
-from upsr_jax.data.examples import Place, degrade_crop, make_example, random_crop_and_flip
+from upsr_jax.data.examples import (
+    Place,
+    degrade_crop,
+    make_example,
+    random_crop_and_flip,
+    random_rotated_crop,
+)
 from upsr_jax.data.sources import open_pairs
 
 
@@ -12,6 +18,12 @@ def coordinates(height, width):
     """Return an image of which every pixel holds its row, its column and 7."""
     row, column = np.mgrid[:height, :width]
     return np.stack([row, column, np.full_like(row, 7)], axis=-1).astype(np.uint8)
+
+
+def cropped(rng, photo, size, scale=(1.0, 1.0), rotation=0.0, **degradation):
+    """Crop and degrade as a training example, with Real-ESRGAN's degradation where not told."""
+    degradation = degradation or real_esrgan().to_dict()
+    return degrade_crop(rng, photo, size, scale, rotation, **degradation)
 
 
 def test_crops_are_flipped_all_ways_and_lie_anywhere():
@@ -65,7 +77,7 @@ def test_unfit_pairs_are_named_and_passed_over(tmp_path):
 
     def make(index, max_bad_fraction=0.5):
         place = Place(0, 0, index)
-        return make_example(source, max_bad_fraction, 0, 48, (1.0, 1.0), {}, place)
+        return make_example(source, max_bad_fraction, 0, 48, (1.0, 1.0), 0.0, {}, place)
 
     assert (make(0).index, make(0).rejected) == (0, [])
     example = make(1)
@@ -82,9 +94,7 @@ def test_use_sharp_sharpens_the_ground_truth():
     noise = np.random.default_rng(0).random((16, 16, 3), np.float32)
     photo = np.uint8(255 * cv2.resize(noise, (64, 64)))
     plain, sharp = (
-        degrade_crop(
-            np.random.default_rng(0), photo, 64, (1.0, 1.0), **config | dict(use_sharp=use_sharp)
-        )
+        cropped(np.random.default_rng(0), photo, 64, **config | dict(use_sharp=use_sharp))
         for use_sharp in (False, True)
     )
     np.testing.assert_array_equal(
@@ -97,7 +107,7 @@ def test_use_sharp_sharpens_the_ground_truth():
 
 def test_scale_shrinks_the_photograph_before_it_is_cropped():
     photo = np.random.default_rng(0).integers(0, 256, (128, 96, 3), np.uint8)
-    hr = degrade_crop(np.random.default_rng(1), photo, 32, (0.5, 0.5), **real_esrgan().to_dict()).hr
+    hr = cropped(np.random.default_rng(1), photo, 32, scale=(0.5, 0.5)).hr
     rng = np.random.default_rng(1)
     rng.uniform()
     whole = random_crop_and_flip(rng, photo, 64).astype(float)
@@ -110,9 +120,41 @@ def test_scales_are_drawn_between_the_bounds():
     photo = np.ascontiguousarray(ramp)
     steps = []
     for seed in range(40):
-        hr = degrade_crop(
-            np.random.default_rng(seed), photo, 48, (0.5, 0.75), **real_esrgan().to_dict()
-        ).hr
+        hr = cropped(np.random.default_rng(seed), photo, 48, scale=(0.5, 0.75)).hr
         slopes = (np.abs(np.diff(hr.astype(float), axis=axis)).mean() for axis in (0, 1))
         steps.append(max(slopes))  # pixels of the photograph in one of the crop
     assert 1 / 0.75 - 0.02 < min(steps) < 1.4 < 1.9 < max(steps) < 1 / 0.5 + 0.02
+
+
+def test_half_of_the_crops_are_turned_within_the_bound():
+    """A ramp tells by how much: its slope stays, and its direction is the turn, up to a flip."""
+    rows, columns = np.mgrid[:300, :300]
+    photo = np.stack([rows // 2 + 50, columns // 2 + 50, np.full_like(rows, 7)], -1).astype(
+        np.uint8
+    )
+    rng, turns = np.random.default_rng(0), []
+    for _ in range(400):
+        hr = cropped(rng, photo, 64, rotation=30.0).hr.astype(float)
+        assert (hr[..., 2] == 7).all()  # no border of another colour
+        down = (hr[42:, :, 0] - hr[:22, :, 0]).mean() / 42
+        right = (hr[:, 42:, 0] - hr[:, :22, 0]).mean() / 42
+        assert np.hypot(down, right) == pytest.approx(0.5, abs=0.01)
+        turns.append((np.rad2deg(np.arctan2(down, right)) + 45) % 90 - 45)
+    turns = np.array(turns)
+    turned = np.abs(turns) > 0.3
+    assert 150 < turned.sum() < 250
+    assert np.abs(turns).max() < 30.5
+    for side in (turns[turned], -turns[turned]):
+        assert (side > 25).sum() > 5
+        assert 50 < (side > 0).sum() < 150
+
+
+def test_a_turned_crop_is_the_photograph_about_its_centre():
+    """Turned by 90 degrees nothing is interpolated: all of it is the crop, on its side."""
+    photo = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    turned = random_rotated_crop(np.random.default_rng(1), photo, 32, 90.0)
+    straight = random_rotated_crop(np.random.default_rng(1), photo, 32, 0.0)
+    np.testing.assert_array_equal(
+        straight, random_crop_and_flip(np.random.default_rng(1), photo, 32)
+    )
+    np.testing.assert_array_equal(turned, np.rot90(straight, -1))

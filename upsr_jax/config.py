@@ -50,8 +50,8 @@ KEYS: dict[str, set[str]] = {
     "degradation.second": {"blur", "resize", "noise"},
     "degradation.final": {"sinc", "jpeg_quality"},
     "data": {
-        *("folders", "weights", "pairs", "batch_size", "crop_size", "scale", "num_threads"),
-        *("num_workers", "max_bad_fraction"),
+        *("folders", "weights", "pairs", "batch_size", "crop_size", "scale", "rotation"),
+        *("num_threads", "num_workers", "max_bad_fraction"),
     },
     "pretrained": {"estimator", "denoiser"},
     "loss": {"lpips_weight", "released_lpips_range"},

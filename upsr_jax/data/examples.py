@@ -36,12 +36,14 @@ def make_example(
     seed: int,
     crop_size: int,
     scale: tuple[float, float],
+    rotation: float,
     degradation: Mapping[str, Any],
     place: Place,
 ) -> Example:
     """Make the example of a place, as (seed, step, row) draw it.
 
-    A photograph is cropped at a `scale` and degraded, see `degrade_crop`; a pair is cropped.
+    A photograph is cropped, by `scale` and `rotation`, and degraded, see `degrade_crop`; a pair is
+    cropped.
     """
     rng = np.random.default_rng((seed, place.step, place.row))
     source = source._replace(read=partial(read_fit, source, crop_size))
@@ -49,7 +51,7 @@ def make_example(
     if isinstance(item, Pair):
         pair = crop_pair(rng, item, crop_size)
     else:
-        pair = degrade_crop(rng, item, crop_size, scale, **degradation)
+        pair = degrade_crop(rng, item, crop_size, scale, rotation, **degradation)
     return Example(pair, index, rejected)
 
 
@@ -69,20 +71,36 @@ def degrade_crop(
     photo: Photo,
     size: int,
     scale: tuple[float, float],
+    rotation: float,
     use_sharp: bool,
     **degradation: Any,
 ) -> Pair:
-    """Crop a photograph, shrunk by a factor between those of `scale`, and degrade the crop.
+    """Crop a photograph, turned and shrunk, and degrade the crop.
 
-    `use_sharp` sharpens the crop first, the ground truth included.
+    It is shrunk by a factor between those of `scale`, and half of the crops are turned by up to
+    `rotation` degrees either way. `use_sharp` sharpens the crop first, the ground truth included.
     """
     side = size if scale == (1, 1) else round(size / rng.uniform(*scale))
-    hr = random_crop_and_flip(rng, photo, side)
+    if rotation and rng.random() < 0.5:
+        hr = random_rotated_crop(rng, photo, side, rng.uniform(-rotation, rotation))
+    else:
+        hr = random_crop_and_flip(rng, photo, side)
     if side != size:
         hr = cv2.resize(np.ascontiguousarray(hr), (size, size), interpolation=cv2.INTER_AREA)
     if use_sharp:
         hr = to_bytes(sharpen(to_unit(hr)))
     return Pair(hr, to_bytes(degrade(rng, to_unit(hr), **degradation)))
+
+
+def random_rotated_crop(rng: np.random.Generator, photo: Photo, size: int, angle: float) -> Photo:
+    """Crop as `random_crop_and_flip` does, a square turned by `angle` degrees."""
+    cosine, sine = abs(np.cos(np.deg2rad(angle))), abs(np.sin(np.deg2rad(angle)))
+    around = int(np.ceil(size * (cosine + sine)))
+    crop = np.ascontiguousarray(random_crop_and_flip(rng, photo, around))
+    matrix = cv2.getRotationMatrix2D(((around - 1) / 2, (around - 1) / 2), -angle, 1)
+    matrix[:, 2] -= (around - size) / 2
+    border = cv2.BORDER_REFLECT_101
+    return cv2.warpAffine(crop, matrix, (size, size), flags=cv2.INTER_LANCZOS4, borderMode=border)
 
 
 def random_crop_and_flip(rng: np.random.Generator, photo: Photo, size: int) -> Photo:

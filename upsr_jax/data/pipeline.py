@@ -46,7 +46,8 @@ def train_batches(
     pairs of, and `weights` by which they are drawn: one each, or () to draw all images alike; or
     else `pairs`, a folder of ground truths and one of low-resolution images. Then `batch_size` over
     all processes; `crop_size` of the ground truth; `scale`, the smallest and largest factor of at
-    most 1 by which photographs are shrunk first; `max_bad_fraction` (see `sources.read_or_next`);
+    most 1 by which photographs are shrunk first; `rotation`, the most degrees by which half of
+    their crops are turned either way; `max_bad_fraction` (see `sources.read_or_next`);
     `num_workers`, processes that make the examples, or 0 for `num_threads` threads of this one.
     """
     if data.batch_size % process_count:
@@ -60,12 +61,17 @@ def train_batches(
         raise ValueError(
             f"scale is {data.scale}: choose two factors in (0, 1], and (1.0, 1.0) for pairs."
         )
+    if not 0 <= data.rotation <= 45 or (data.pairs and data.rotation):
+        raise ValueError(
+            f"rotation is {data.rotation}: choose degrees from 0 to 45, as crops are flipped "
+            "and transposed too, and 0.0 for pairs."
+        )
     cv2.setNumThreads(1)  # the examples are made in parallel already
     opened = open_sources(data)
     source = sources.concatenate(opened)
     order = shuffle([source.size for source in opened], data.weights, seed)
     settings = (
-        *(data.max_bad_fraction, seed, data.crop_size, (low, high)),
+        *(data.max_bad_fraction, seed, data.crop_size, (low, high), data.rotation),
         degradation.to_dict(),
     )
     make_fn = partial(make_example, source, *settings)
