@@ -65,7 +65,11 @@ def get_config() -> ConfigDict:
                 max_bad_fraction=0.01,
             ),
             pretrained=dict(estimator="", denoiser=""),  # model folders to start from
-            loss=dict(lpips_weight=0.5, released_lpips_range=False),
+            loss=dict(
+                lpips_weight=0.5,
+                lpips_jitter=False,  # LPIPS of images that are moved by a pixel, or not, at random
+                released_lpips_range=False,
+            ),
             schedule=dict(
                 learning_rate=1e-4, warmup_steps=5000, decay_steps=0, final_learning_rate=0.0
             ),

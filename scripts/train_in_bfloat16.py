@@ -30,6 +30,7 @@ from ml_collections import ConfigDict, config_flags
 from torch import Tensor  # pyright: ignore[reportMissingImports]
 
 from upsr_jax.diffusion import Schedule, q_sample, scale_input
+from upsr_jax.losses import draw_moves
 from upsr_jax.models.attention import SHIFT_REGIONS, relative_position_index
 from upsr_jax.models.lpips import SCALE, SHIFT, VGG16, conv_names
 from upsr_jax.models.swin_unet import timestep_embedding
@@ -85,12 +86,10 @@ def make_torch_loss_fn(dtype: torch.dtype) -> Callable[[ConfigDict, str], LossFn
 
         def forward(params, lpips, inputs):
             loss, terms, grads = call(params, lpips, inputs)
-            return (loss, terms), (grads, lpips, inputs)
+            return (loss, terms), grads
 
-        def backward(residuals, cotangents):
-            grads, *constants = residuals
-            grads = jax.tree.map(lambda x: cotangents[0] * x, grads)
-            return (grads, *jax.tree.map(jnp.zeros_like, constants))
+        def backward(grads, cotangents):
+            return jax.tree.map(lambda x: cotangents[0] * x, grads), None, None
 
         loss_and_terms.defvjp(forward, backward)
 
@@ -112,6 +111,7 @@ def make_torch_loss_fn(dtype: torch.dtype) -> Callable[[ConfigDict, str], LossFn
                 "x_t": scale_input(schedule, x_t, t),
                 **{name: getattr(prior, name) for name in ("condition", "estimate", "bicubic")},
                 "hr": hr,
+                "moves": draw_moves(keys) & config.loss.lpips_jitter,
             }
             loss, terms = loss_and_terms(params, frozen["lpips"], inputs)
             return loss, {"loss": loss} | jax.tree.map(jnp.mean, terms)
@@ -158,12 +158,14 @@ def make_grad_fn(config: ConfigDict, timestep: int, dtype: torch.dtype) -> Calla
             vgg.update(
                 {name: to_torch(name, leaf) for name, leaf in flatten_dict(lpips, sep="/").items()}
             )
-        images = {name: rearrange(as_tensor(x), "b h w c -> b c h w") for name, x in inputs.items()}
+        tensors = {name: as_tensor(x) for name, x in inputs.items()}
+        moves = tensors.pop("moves")
+        images = {name: rearrange(x, "b h w c -> b c h w") for name, x in tensors.items()}
         hr = images.pop("hr")
         predicted = denoise(leaves, model, timestep, dtype, **images)
         terms = {
             "mse": (predicted - hr).square().mean((1, 2, 3)),
-            "lpips": lpips_vgg(vgg, predicted.clamp(-1, 1), hr, dtype),
+            "lpips": lpips_vgg(vgg, move(predicted.clamp(-1, 1), moves), move(hr, moves), dtype),
         }
         loss = (terms["mse"] + weight * terms["lpips"]).mean()
         loss.backward()
@@ -304,6 +306,14 @@ def keep_colours(image: Tensor, bicubic: Tensor) -> Tensor:
 
     image = ClipImage.apply(image - tint(image))
     return image - tint(image)
+
+
+def move(image: Tensor, moves: Tensor) -> Tensor:
+    """Compute `losses.move` on NCHW images."""
+    for axis, border in ((2, (0, 0, 1, 0)), (3, (1, 0, 0, 0))):
+        moved = F.pad(image, border, mode="reflect").narrow(axis, 0, image.shape[axis])
+        image = torch.where(moves[:, axis - 2, None, None, None], moved, image)
+    return image
 
 
 def lpips_vgg(vgg: Params, image: Tensor, reference: Tensor, dtype: torch.dtype) -> Tensor:

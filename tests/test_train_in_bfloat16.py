@@ -29,7 +29,7 @@ def small_config() -> ConfigDict:
     config = lite_x4.get_config()
     config.model.update(width=32, swin_embed_dim=32, swin_head_dim=16, head_width=8)
     config.model.num_res_blocks = (2, 1)
-    config.loss.lpips_weight = 2.0
+    config.loss.update(lpips_weight=2.0, lpips_jitter=True)
     return config
 
 

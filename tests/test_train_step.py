@@ -157,22 +157,50 @@ def test_terms_by_timestep_add_up_to_the_mean(config, monkeypatch):
     assert float(loss) == pytest.approx(np.mean(values**2), rel=1e-5)
 
 
-@pytest.mark.parametrize("released", [False, True])
-def test_lpips_gets_signed_images_or_those_of_the_released_training(config, released, monkeypatch):
+def images_for_lpips(config, monkeypatch, lr, hr):
+    """What LPIPS gets of an estimator's pixels, which are those of `lr`, and of the ground truth."""
     seen = {}
 
     def fake_apply(network, params, *images):
         if isinstance(network, LPIPS):
             seen["images"] = images
-            return jnp.zeros(2)
+            return jnp.zeros(len(hr))
         return images[0].repeat(4, axis=1).repeat(4, axis=2)
 
     monkeypatch.setattr(train_step_module, "apply", fake_apply)
     config.network = "estimator"
-    config.loss.update(lpips_weight=0.5, released_lpips_range=released)
-    batch = {"lr": jnp.full((2, 4, 4, 3), 0.25), "hr": jnp.full((2, 16, 16, 3), -0.5)}
-    keys = jax.random.split(jax.random.key(0), 2)
-    make_loss_fn(config, "none")({}, {"lpips": {}}, batch, keys)
+    config.loss.lpips_weight = 0.5
+    keys = jax.random.split(jax.random.key(0), len(hr))
+    make_loss_fn(config, "none")({}, {"lpips": {}}, {"lr": lr, "hr": hr}, keys)
+    return seen["images"]
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_lpips_gets_signed_images_or_those_of_the_released_training(config, released, monkeypatch):
+    config.loss.released_lpips_range = released
+    lr, hr = jnp.full((2, 4, 4, 3), 0.25), jnp.full((2, 16, 16, 3), -0.5)
     expected = (-0.5, -2.0) if released else (0.25, -0.5)
-    for images, value in zip(seen["images"], expected, strict=True):
-        np.testing.assert_allclose(images, np.full((2, 16, 16, 3), value), atol=1e-6)
+    images = images_for_lpips(config, monkeypatch, lr, hr)
+    for image, value in zip(images, expected, strict=True):
+        np.testing.assert_allclose(image, np.full((2, 16, 16, 3), value), atol=1e-6)
+
+
+@pytest.mark.parametrize("jitter", [False, True])
+def test_lpips_gets_both_images_moved_alike_or_as_they_are(config, jitter, monkeypatch):
+    config.loss.lpips_jitter = jitter
+    rng = np.random.default_rng(0)
+    lr, hr = (rng.uniform(-1, 1, (100, size, size, 3)).astype(np.float32) for size in (2, 8))
+    images = images_for_lpips(config, monkeypatch, jnp.asarray(lr), jnp.asarray(hr))
+    originals = lr.repeat(4, axis=1).repeat(4, axis=2), hr
+    counts = np.zeros((2, 2), int)
+    for row in range(len(hr)):
+        for down, right in np.ndindex(2, 2):
+            moved = [
+                np.pad(image[row], ((down, 0), (right, 0), (0, 0)), mode="reflect")[:8, :8]
+                for image in originals
+            ]
+            counts[down, right] += all(
+                np.allclose(image[row], m, atol=1e-6) for image, m in zip(images, moved, strict=True)
+            )
+    assert counts.sum() == 100  # one place each
+    assert counts.min() > 10 if jitter else counts[0, 0] == 100

@@ -54,7 +54,7 @@ KEYS: dict[str, set[str]] = {
         *("num_threads", "num_workers", "max_bad_fraction"),
     },
     "pretrained": {"estimator", "denoiser"},
-    "loss": {"lpips_weight", "released_lpips_range"},
+    "loss": {"lpips_weight", "lpips_jitter", "released_lpips_range"},
     "train": {
         *("steps", "microbatches", "remat", "ema_decay", "log_every", "checkpoint_every"),
         *("keep_checkpoints", "keep_every", "keep_best", "eval_every"),

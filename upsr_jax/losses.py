@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from upsr_jax.diffusion import Schedule, q_sample, scale_input
 from upsr_jax.ops import pixel_unshuffle
@@ -62,6 +62,27 @@ def estimator_loss(
     estimate = 2 * estimate_fn((lr + 1) / 2) - 1
     l1 = jnp.mean(jnp.abs(estimate - hr), axis=(1, 2, 3)) / 2
     return _with_lpips({"l1": l1}, l1, lpips_fn, estimate, hr, lpips_weight)
+
+
+def draw_moves(keys: Key[Array, "b"]) -> Bool[Array, "b 2"]:
+    """Draw for each image whether `move` moves it down, and whether to the right."""
+    # The same keys are split for steps and noise: 7 is none of the numbers that splitting takes.
+    return jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 7), shape=(2,)))(keys)
+
+
+def move(image: Image, moves: Bool[Array, "b 2"]) -> Image:
+    """Move images by one pixel down and to the right where `moves` say so; borders are mirrored.
+
+    A network with pooling doesn't see all of its pixels alike. LPIPS of a prediction and a ground
+    truth that are moved together, at random, gives its gradient no fixed grid
+    (as arXiv 1906.03973 moves what it measures).
+    """
+    for axis in (1, 2):
+        border = [(int(i == axis), 0) for i in range(4)]
+        moved = jnp.pad(image, border, mode="reflect")
+        moved = jax.lax.slice_in_dim(moved, 0, image.shape[axis], axis=axis)
+        image = jnp.where(moves[:, axis - 1, None, None, None], moved, image)
+    return image
 
 
 def _with_lpips(

@@ -40,7 +40,12 @@ NONE, ALL_DAMAGED = -1, -2  # for a step, where processes agree on one
 MAY_CHANGE = ("eval.", "mesh.", "pretrained.", "train.", "sampler.steps", "data.num_")
 MAY_NOT_CHANGE = ("train.ema_decay",)
 # Keys that are younger than some checkpoints, with the values that say what those did.
-ADDED = {"data.scale": [1.0, 1.0], "data.rotation": 0.0, "optimizer.muon": False}
+ADDED = {
+    "data.scale": [1.0, 1.0],
+    "data.rotation": 0.0,
+    "loss.lpips_jitter": False,
+    "optimizer.muon": False,
+}
 # What rebuilds and runs a model; data, paths and training stay with the run.
 MODEL_BLOCKS = ("network", "dtype", "model", "estimator", "diffusion", "prior", "sampler")
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from upsr_jax.diffusion import Schedule
-from upsr_jax.losses import diffusion_loss, estimator_loss
+from upsr_jax.losses import diffusion_loss, draw_moves, estimator_loss, move
 from upsr_jax.models.lpips import LPIPS
 from upsr_jax.networks import apply, create_denoiser, create_estimator
 from upsr_jax.prior import make_prior
@@ -33,10 +33,13 @@ def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
     lpips = LPIPS(dtype=config.dtype, remat=remat)
     weight = config.loss.lpips_weight
 
-    def lpips_of(frozen: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    def lpips_of(frozen: Any, keys: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
         def distance(image: jax.Array, reference: jax.Array) -> jax.Array:
             if config.loss.released_lpips_range:  # the released training fed it 2x - 1 of signed x
                 image, reference = 2 * image - 1, 2 * reference - 1
+            if config.loss.lpips_jitter:
+                moves = draw_moves(keys)
+                image, reference = move(image, moves), move(reference, moves)
             return apply(lpips, frozen["lpips"], image, reference)
 
         return distance
@@ -44,10 +47,9 @@ def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
     if learns:
 
         def loss_of_estimator(params, frozen, batch, keys):
-            del keys
             loss, terms = estimator_loss(
                 lambda image: apply(estimator, params, image),
-                lpips_of(frozen),
+                lpips_of(frozen, keys),
                 batch["lr"],
                 batch["hr"],
                 weight,
@@ -74,7 +76,7 @@ def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
         loss, terms = diffusion_loss(
             schedule,
             lambda x_t, t, condition: apply(denoiser, params, x_t, t, condition),
-            lpips_of(frozen),
+            lpips_of(frozen, keys),
             prior,
             hr,
             noise=jax.vmap(lambda key: jax.random.normal(key, hr.shape[1:]))(key_noise),
