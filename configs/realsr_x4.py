@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
             pretrained=dict(estimator="", denoiser=""),  # model folders to start from
             loss=dict(
                 lpips_weight=0.5,
-                lpips_jitter=False,  # LPIPS of images that are moved by a pixel, or not, at random
+                lpips_jitter=False,  # moves both images of LPIPS by 0 or 1 pixel along each axis
                 released_lpips_range=False,
             ),
             schedule=dict(

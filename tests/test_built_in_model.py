@@ -27,7 +27,8 @@ def test_it_is_closer_to_the_truth_than_bicubic_on_packaged_photos():
     config = lite_x4.get_config()
     config.degradation = imagenet_test()
     config.eval.update(gt=str(PHOTOS), lr="")
-    _, params = load_model(BUILT_IN_MODEL)
+    stored, params = load_model(BUILT_IN_MODEL)
+    config.diffusion.update(stored.diffusion)
     means = Evaluator(config, create_mesh(-1, 1))(params, lambda: False).means
     assert means["lpips_vgg"] < means["bicubic_lpips_vgg"] - 0.03
     assert means["psnr_y"] > means["bicubic_psnr_y"] - 0.2

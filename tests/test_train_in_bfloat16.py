@@ -14,6 +14,7 @@ from tiny_model import random_params
 
 from configs import lite_x4
 from upsr_jax.checkpoint import load_model, save_model
+from upsr_jax.losses import draw_moves
 from upsr_jax.pretrained import load_lpips_vgg
 from upsr_jax.train import train_and_evaluate
 from upsr_jax.train_step import make_loss_fn
@@ -43,7 +44,8 @@ def test_loss_and_gradient_are_the_packages():
         "hr": np.clip(rng.normal(0, 0.6, (2, 128, 128, 3)), -1, 1).astype(np.float32),
         "lr": np.clip(rng.normal(0, 0.6, (2, 32, 32, 3)), -1, 1).astype(np.float32),
     }
-    keys = jax.random.split(jax.random.key(0), 2)
+    keys = jax.random.split(jax.random.key(5), 2)
+    assert draw_moves(keys).tolist() == [[True, False], [False, True]]  # each image its own way
 
     def grads_and_terms(make_fn):
         grad_fn = jax.jit(jax.grad(make_fn(config, "none"), has_aux=True))

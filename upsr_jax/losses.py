@@ -66,7 +66,7 @@ def estimator_loss(
 
 def draw_moves(keys: Key[Array, "b"]) -> Bool[Array, "b 2"]:
     """Draw for each image whether `move` moves it down, and whether to the right."""
-    # The same keys are split for steps and noise: 7 is none of the numbers that splitting takes.
+    # Steps and noise take the keys' `split`, which may be their `fold_in` of 0 and 1; 7 is neither.
     return jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 7), shape=(2,)))(keys)
 
 
@@ -74,8 +74,8 @@ def move(image: Image, moves: Bool[Array, "b 2"]) -> Image:
     """Move images by one pixel down and to the right where `moves` say so; borders are mirrored.
 
     A network with pooling doesn't see all of its pixels alike. LPIPS of a prediction and a ground
-    truth that are moved together, at random, gives its gradient no fixed grid
-    (as arXiv 1906.03973 moves what it measures).
+    truth that are moved together, at random, gives its gradient no grid of two pixels, and coarser
+    ones less weight (as arXiv 1906.03973 moves what it measures).
     """
     for axis in (1, 2):
         border = [(int(i == axis), 0) for i in range(4)]
