@@ -1,5 +1,7 @@
 """One update: what it draws, that it learns, and that neither parts nor places change it."""
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,7 +160,7 @@ def test_terms_by_timestep_add_up_to_the_mean(config, monkeypatch):
 
 
 def images_for_lpips(config, monkeypatch, lr, hr):
-    """What LPIPS gets of an estimator's pixels, which are those of `lr`, and of the ground truth."""
+    """What LPIPS gets of an estimate, which is the pixels of `lr`, and of the ground truth."""
     seen = {}
 
     def fake_apply(network, params, *images):
@@ -193,14 +195,11 @@ def test_lpips_gets_both_images_moved_alike_or_as_they_are(config, jitter, monke
     images = images_for_lpips(config, monkeypatch, jnp.asarray(lr), jnp.asarray(hr))
     originals = lr.repeat(4, axis=1).repeat(4, axis=2), hr
     counts = np.zeros((2, 2), int)
-    for row in range(len(hr)):
-        for down, right in np.ndindex(2, 2):
-            moved = [
-                np.pad(image[row], ((down, 0), (right, 0), (0, 0)), mode="reflect")[:8, :8]
-                for image in originals
-            ]
-            counts[down, right] += all(
-                np.allclose(image[row], m, atol=1e-6) for image, m in zip(images, moved, strict=True)
-            )
+    for row, (down, right) in product(range(len(hr)), np.ndindex(2, 2)):
+        border = ((down, 0), (right, 0), (0, 0))
+        counts[down, right] += all(
+            np.allclose(got[row], np.pad(was[row], border, mode="reflect")[:8, :8], atol=1e-6)
+            for got, was in zip(images, originals, strict=True)
+        )
     assert counts.sum() == 100  # one place each
     assert counts.min() > 10 if jitter else counts[0, 0] == 100
