@@ -66,6 +66,7 @@ def test_a_value_where_a_block_belongs_is_refused():
         ("data.batch_size", 0, "batch_size is 0: it must be at least 1"),
         ("data.num_workers", -1, "num_workers is -1: it must be at least 0"),
         ("train.log_every", 0, "log_every is 0: it must be at least 1"),
+        ("diffusion.end", 1.5, "end is 1.5: it must be above 0 and at most 1"),
         ("prior.min_noise", 1.5, r"min_noise is 1.5: it must be in 0\.\.1"),
         ("data.pairs", ("gt",), r"pairs is \('gt',\): it must be a folder of ground truth and"),
         ("model.shift_mask", "none", "shift_mask is 'none': it must be one of released, swin"),

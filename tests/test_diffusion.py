@@ -9,6 +9,7 @@ import pytest
 from einops import rearrange
 from goldens.seeded_weights import seeded_normal
 
+from configs import lite_x4
 from upsr_jax import diffusion
 from upsr_jax.diffusion import Schedule
 from upsr_jax.ops import pixel_unshuffle
@@ -82,6 +83,15 @@ def test_prior_matches_golden(golden):
         RELEASED, golden["bicubic"], golden["noise_weight"], golden["noise"]
     )
     assert_unshuffled_close(x_t, golden["prior"])
+
+
+def test_the_built_in_config_trains_on_the_states_that_sampling_starts_from():
+    schedule = Schedule.create(**lite_x4.get_config().diffusion)
+    x_0, y, weight, noise = jnp.asarray(seeded_normal("states", (4, 1, 8, 8, 3), 2025))
+    x_t = diffusion.q_sample(schedule, x_0, y, weight, noise, len(schedule.timesteps) - 1)
+    np.testing.assert_allclose(
+        x_t, diffusion.prior_sample(schedule, y, weight, noise), atol=1e-6, rtol=0
+    )
 
 
 def test_reverse_steps_match_golden(golden):
