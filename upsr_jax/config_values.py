@@ -30,7 +30,6 @@ def _ascending(lowest: float | int, highest: float | int, wish: str, odd: bool =
 SHARE = Rule("in 0..1", lambda value: 0 <= value <= 1)
 DECAY = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
 POSITIVE = Rule("above 0", lambda value: value > 0)
-LEVEL = Rule("above 0 and at most 1", lambda value: 0 < value <= 1)
 ODD_SIZES = _ascending(1, 51, "odd sizes in 1..51", odd=True)
 AMOUNTS = _ascending(0, float("inf"), "numbers from 0 on")
 # A random exponent is drawn from below 1 or from above, and so is a factor.
@@ -41,7 +40,7 @@ RULES = {
     "dtype": _one_of("float32", "bfloat16", "float64"),
     "seed": Rule("a whole number in 0..4294967295", lambda seed: 0 <= seed < 2**32),
     "model.shift_mask": _one_of("released", "swin"),
-    "diffusion.end": LEVEL,
+    "diffusion.end": Rule("above 0 and at most 1", lambda end: 0 < end <= 1),
     "diffusion.power": POSITIVE,
     "diffusion.min_noise_level": POSITIVE,
     "prior.un": _at_least(0, ", which gives all pixels the same noise"),
