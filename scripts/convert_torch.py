@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from upsr_jax.convert_files import convert_files
+from upsr_jax.weights.convert_files import convert_files
 
 
 def main() -> None:

@@ -117,7 +117,7 @@ def compare(first: Path, second: Path) -> None:
     import jax
     import numpy as np
 
-    from upsr_jax.run_checkpoints import read_checkpoint
+    from upsr_jax.train.checkpoints import read_checkpoint
 
     whole, killed = read_checkpoint(first), read_checkpoint(second)
     leaves = jax.tree.leaves_with_path((whole.state, whole.model))

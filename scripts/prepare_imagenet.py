@@ -25,7 +25,7 @@ from tqdm import tqdm
 from upsr_jax.data import records
 from upsr_jax.data.archives import Member, list_members, read_member
 from upsr_jax.data.sources import decode_image
-from upsr_jax.files import check_begun, locked, write_json
+from upsr_jax.files.whole import check_begun, locked, write_json
 
 SHARD_IMAGES = 5000  # of ImageNet, half a gigabyte
 AHEAD = 256  # images read and checked before they are written

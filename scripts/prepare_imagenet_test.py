@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from configs.degradations import imagenet_test
 from upsr_jax.data.archives import Member, list_members, read_member
-from upsr_jax.data.degradation import degrade, to_bytes, to_unit
+from upsr_jax.data.degradation.host import degrade, to_bytes, to_unit
 from upsr_jax.data.sources import Pair, Photo, decode_image
-from upsr_jax.files import (
+from upsr_jax.files.whole import (
     check_begun,
     file_sha256,
     locked,

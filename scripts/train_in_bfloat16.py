@@ -32,13 +32,13 @@ from torch import Tensor  # pyright: ignore[reportMissingImports]
 from upsr_jax.diffusion import Schedule, q_sample, scale_input
 from upsr_jax.losses import draw_moves
 from upsr_jax.models.attention import SHIFT_REGIONS, relative_position_index
+from upsr_jax.models.build import apply, create_estimator
 from upsr_jax.models.lpips import SCALE, SHIFT, VGG16, conv_names
 from upsr_jax.models.swin_unet import timestep_embedding
-from upsr_jax.networks import apply, create_estimator
 from upsr_jax.ops import pixel_unshuffle
 from upsr_jax.prior import make_prior
-from upsr_jax.train import train_and_evaluate
-from upsr_jax.train_step import LossFn
+from upsr_jax.train.loop import train_and_evaluate
+from upsr_jax.train.step import LossFn
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and pictures.")
@@ -59,7 +59,7 @@ def main(_: list[str]) -> None:
 
 
 def make_torch_loss_fn(dtype: torch.dtype) -> Callable[[ConfigDict, str], LossFn]:
-    """Return what `train_step.make_loss_fn` is, with the denoiser and LPIPS computed in `dtype`.
+    """Return what `step.make_loss_fn` is, with the denoiser and LPIPS computed in `dtype`.
 
     Raises ValueError for what isn't written here: training the estimator, several steps, networks
     without `residual`, released LPIPS ranges, remat, several devices and other devices than CPUs.

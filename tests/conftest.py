@@ -2,7 +2,7 @@ import importlib.util
 import shutil
 
 # PyTorch is an extra that only conversion needs; everything else must pass without it.
-TORCH_TESTS = ["test_torch_io.py", "test_train_in_bfloat16.py"]
+TORCH_TESTS = ["weights/test_torch_files.py", "train/test_train_in_bfloat16.py"]
 WITHOUT_TORCH = importlib.util.find_spec("torch") is None
 # Nor is pyiqa a dependency; a stand-in for it is tested always.
 WITHOUT_PYIQA = importlib.util.find_spec("pyiqa") is None
@@ -10,8 +10,8 @@ WITHOUT_PYIQA = importlib.util.find_spec("pyiqa") is None
 WITHOUT_CHROMIUM = not (shutil.which("chromium") or shutil.which("chromium-browser"))
 collect_ignore = [
     *(TORCH_TESTS if WITHOUT_TORCH else []),
-    *(["test_pyiqa.py"] if WITHOUT_PYIQA else []),
-    *(["test_report_browser.py"] if WITHOUT_CHROMIUM else []),
+    *(["evaluation/test_pyiqa.py"] if WITHOUT_PYIQA else []),
+    *(["evaluation/test_report_browser.py"] if WITHOUT_CHROMIUM else []),
 ]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from upsr_jax.image_io import write_image
+from upsr_jax.files.write_photo import write_image
 from upsr_jax.metrics import HIGHER_IS_BETTER
 
 LR, RESTORED, TRUTH = (200, 30, 30), (30, 180, 30), (30, 30, 200)  # red, green, blue

@@ -10,8 +10,8 @@ from photos import draw_photo
 from tiny_model import random_params
 
 from configs import tiny
-from upsr_jax.checkpoint import save_model
-from upsr_jax.inference import Restoration
+from upsr_jax.upscale.restore import Restoration
+from upsr_jax.weights.model_folder import save_model
 
 # Of the low-resolution images: one is cut in tiles, and two share a file name.
 SIZES = {"a/x": (20, 24), "b/x": (16, 16), "large": (150, 50)}

@@ -14,11 +14,12 @@ from PIL import Image
 from tiny_model import save_tiny_model
 from typer.testing import CliRunner
 
-from upsr_jax import cli, collection, image_io, upscaler
-from upsr_jax.cli import app
-from upsr_jax.cli_options import Method
-from upsr_jax.inference import Restoration
+from upsr_jax import cli
+from upsr_jax.cli import Method, app
+from upsr_jax.files import write_photo
 from upsr_jax.sampler import METHODS
+from upsr_jax.upscale import collection, upscaler
+from upsr_jax.upscale.restore import Restoration
 
 ROOT = Path(__file__).parent.parent
 
@@ -229,7 +230,7 @@ def test_ctrl_c_stops_at_once_and_leaves_whole_files(tmp_path, run, monkeypatch)
 
     handlers = []
     monkeypatch.setattr(collection.signal, "signal", lambda *given: handlers.append(given))
-    monkeypatch.setattr(image_io.os, "fsync", interrupt_second)
+    monkeypatch.setattr(write_photo.os, "fsync", interrupt_second)
     result = run("upscale", tmp_path, "--out", tmp_path / "out")
     assert result.exit_code == 130
     assert handlers == [(signal.SIGINT, signal.SIG_DFL)]  # Ctrl-C again ends it without a word
@@ -245,7 +246,8 @@ def test_a_killed_run_leaves_no_part_of_a_result(tmp_path):
     # Stop in the worst moment: the picture is written, but has not got its name yet.
     code = f"""
 import os, time
-from upsr_jax.image_io import read_image, write_image
+from upsr_jax.files.photos import read_image
+from upsr_jax.files.write_photo import write_image
 os.fsync = lambda descriptor: (print("writing", flush=True), time.sleep(60))
 write_image({str(tmp_path / "out" / "a.png")!r}, read_image({str(a)!r}))
 """

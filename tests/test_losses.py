@@ -11,8 +11,8 @@ from upsr_jax.convert import denoiser_from_torch, denoiser_to_torch, estimator_f
 from upsr_jax.diffusion import Schedule
 from upsr_jax.losses import diffusion_loss, estimator_loss
 from upsr_jax.models.atd import ATD
+from upsr_jax.models.build import apply
 from upsr_jax.models.swin_unet import SwinUNet
-from upsr_jax.networks import apply
 from upsr_jax.ops import pixel_shuffle
 from upsr_jax.prior import Prior, make_prior
 

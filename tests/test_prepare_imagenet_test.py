@@ -13,7 +13,7 @@ from test_archives import make_tar
 
 from scripts.prepare_imagenet_test import degrade_square
 from upsr_jax.data.sources import list_pairs, read_image, read_pair, stem_of
-from upsr_jax.files import locked
+from upsr_jax.files.whole import locked
 
 ROOT = Path(__file__).parent.parent
 

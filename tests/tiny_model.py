@@ -8,8 +8,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import tiny
-from upsr_jax.checkpoint import save_model
-from upsr_jax.networks import init_denoiser, init_estimator
+from upsr_jax.models.build import init_denoiser, init_estimator
+from upsr_jax.weights.model_folder import save_model
 
 
 def draw(init_fn: Any, block: Any, seed: int = 0) -> Any:

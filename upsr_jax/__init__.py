@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from upsr_jax.upscaler import Upscaler
+    from upsr_jax.upscale.upscaler import Upscaler
 
 __all__ = ["Upscaler"]
 
@@ -11,7 +11,7 @@ __all__ = ["Upscaler"]
 def __getattr__(name: str) -> Any:
     """Import the upscaler, and JAX with it, when it is first asked for."""
     if name == "Upscaler":
-        from upsr_jax.upscaler import Upscaler
+        from upsr_jax.upscale.upscaler import Upscaler
 
         return Upscaler
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

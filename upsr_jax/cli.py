@@ -4,24 +4,58 @@ import importlib.metadata
 import json
 import os
 import tempfile
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from upsr_jax.cli_options import (
-    Fidelity,
-    MinNoise,
-    ModelFolder,
-    OutputFormat,
-    Sampler,
-    Seed,
-    Steps,
-    Tile,
-)
-
 if TYPE_CHECKING:
-    from upsr_jax.upscaler import Upscaler
+    from upsr_jax.upscale.upscaler import Upscaler
+
+
+class OutputFormat(StrEnum):
+    """File formats that results can be written in."""
+
+    png = "png"
+    jpg = "jpg"
+    webp = "webp"
+
+
+class Method(StrEnum):
+    """Ways to sample, `sampler.METHODS`."""
+
+    ddim = "ddim"
+    ancestral = "ancestral"
+    one_step = "one_step"
+
+
+ModelFolder = Annotated[
+    Path | None, typer.Option(help="Model folder.", show_default="the built-in one")
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same bytes.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(min=1, help="Steps of sampling.", show_default="as the model was trained"),
+]
+Sampler = Annotated[
+    Method | None, typer.Option(help="How to sample.", show_default="as the model was trained")
+]
+MinNoise = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Noise where the model is sure of its estimate; less of it invents less.",
+        show_default="as the model was trained",
+    ),
+]
+Tile = Annotated[int, typer.Option(help="Pixels a side run at once; less takes less memory.")]
+Fidelity = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Blend with the estimate: 0 is sharpest, 1 most faithful."),
+]
+
 
 # JAX and everything that needs it are imported inside the commands, so that --help answers at once.
 app = typer.Typer(
@@ -68,7 +102,7 @@ def upscale(
 
     A bad file is reported and the others are done (exit code 1).
     """
-    from upsr_jax.collection import meet_others, plan_jobs, run_jobs, take_share
+    from upsr_jax.upscale.collection import meet_others, plan_jobs, run_jobs, take_share
 
     try:
         jobs, problems = plan_jobs(images, out, f".{format}")
@@ -127,8 +161,8 @@ def evaluate(
     else:
         fail("give either --pairs GT LR or --images LR.")
     enable_compilation_cache()
-    from upsr_jax.evaluate import evaluate_folders
-    from upsr_jax.upscaler import BUILT_IN_MODEL
+    from upsr_jax.evaluation.run import evaluate_folders
+    from upsr_jax.upscale.upscaler import BUILT_IN_MODEL
 
     try:
         results = evaluate_folders(
@@ -156,8 +190,8 @@ def score(
     metrics: Annotated[list[str], typer.Argument(help="Metrics of pyiqa, as clipiqa or musiq.")],
 ) -> None:
     """Measure an evaluation's results by metrics of pyiqa, if you have installed it."""
-    from upsr_jax.evaluate import means_table
-    from upsr_jax.scores import score
+    from upsr_jax.evaluation.pyiqa_scores import score
+    from upsr_jax.evaluation.run import means_table
 
     try:
         results = score(folder, metrics)
@@ -174,7 +208,7 @@ def compare(
     ] = Path("comparison"),
 ) -> None:
     """Put evaluations side by side."""
-    from upsr_jax.report import compare
+    from upsr_jax.evaluation.report import compare
 
     try:
         typer.echo(compare(folders, out))
@@ -189,7 +223,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Convert PyTorch weights to a model folder, or a model folder back to PyTorch."""
-    from upsr_jax.convert_files import convert_files
+    from upsr_jax.weights.convert_files import convert_files
 
     try:
         report = convert_files(sources, destination, overwrite)
@@ -206,7 +240,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Write a checkpoint's averaged weights as a model folder."""
-    from upsr_jax.run_checkpoints import export_model
+    from upsr_jax.train.checkpoints import export_model
 
     try:
         step = export_model(run, out, step, overwrite)
@@ -222,8 +256,8 @@ def info(
     """Describe a model and what it would run on."""
     import jax
 
-    from upsr_jax.checkpoint import load_model
-    from upsr_jax.upscaler import BUILT_IN_MODEL
+    from upsr_jax.upscale.upscaler import BUILT_IN_MODEL
+    from upsr_jax.weights.model_folder import load_model
 
     folder = model or BUILT_IN_MODEL
     try:
@@ -252,7 +286,7 @@ def prepare_folder(out: Path) -> None:
 def load_upscaler(model: Path | None, tile: int, **options: Any) -> "Upscaler":
     """Load a model, and keep compiled programs for the next start; exit if it is not whole."""
     enable_compilation_cache()
-    from upsr_jax.upscaler import Upscaler
+    from upsr_jax.upscale.upscaler import Upscaler
 
     try:
         return Upscaler.from_pretrained(model, tile, **options)

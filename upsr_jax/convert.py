@@ -14,8 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from upsr_jax.models.attention import MASKED, SHIFT_REGIONS, relative_position_index
+from upsr_jax.models.build import init_denoiser, init_estimator
 from upsr_jax.models.lpips import LPIPS, VGG16, conv_names
-from upsr_jax.networks import init_denoiser, init_estimator
 
 
 class Entry(NamedTuple):

@@ -28,9 +28,9 @@ def main(_: list[str]) -> None:
     # Imported here, as loader workers import this module and need none of it.
     import absl.logging
 
-    from upsr_jax import distributed
-    from upsr_jax.evaluate import evaluate
-    from upsr_jax.train import train_and_evaluate
+    from upsr_jax.cluster import join
+    from upsr_jax.train.evaluate import evaluate
+    from upsr_jax.train.loop import train_and_evaluate
 
     # Orbax would fill the screen, with tracebacks of errors that are raised here as well.
     absl.logging.set_verbosity(absl.logging.FATAL)
@@ -38,7 +38,7 @@ def main(_: list[str]) -> None:
     logging.getLogger("upsr_jax").setLevel(logging.INFO)
     try:
         profile = parse_steps(PROFILE.value)
-        distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
+        join.initialize(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
         workdir = Path(str(WORKDIR.value)).absolute()
         if OUT.value and MODE.value == "train":
             raise ValueError("--out is for --mode evaluate: training writes to --workdir")
@@ -48,11 +48,11 @@ def main(_: list[str]) -> None:
         else:
             evaluate(CONFIG.value, workdir, OUT.value)
     except KeyboardInterrupt:  # of an evaluation; training ends after a step instead
-        distributed.leave("upsr_jax: stopped; the same command goes on from there")
+        join.leave("upsr_jax: stopped; the same command goes on from there")
     except Exception as error:
         mendable = isinstance(error, OSError | ValueError | FloatingPointError | ImportError)
-        sentence = distributed.explain(error) or (str(error) if mendable else None)
-        distributed.leave(f"upsr_jax: {sentence}" if sentence else traceback.format_exc())
+        sentence = join.explain(error) or (str(error) if mendable else None)
+        join.leave(f"upsr_jax: {sentence}" if sentence else traceback.format_exc())
 
 
 def parse_steps(text: str | None) -> tuple[int, int] | None:

@@ -1,9 +1,17 @@
-"""Upsampling and pixel shuffling with PyTorch's numbers, on NHWC images."""
+"""Operations on NHWC images: upsampling and pixel shuffling with PyTorch's numbers, and canvases.
+
+A canvas is the common shape of a batch of images of different sizes, each at its top left. So that
+metrics compile for few shapes, they take the images' true `sizes`, (height, width) each, and give
+what they give for the image alone; the rest of the canvas may hold anything. Without `sizes`, the
+images are as large as the canvas.
+"""
 
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
+
+Sizes = Int[Array, "b 2"]
 
 # Cubic convolution (Keys 1981) with a = -0.75 at x4: output 4i + p is centred (2p - 3) / 8 pixels
 # from input i, so phases p = 0, 1 read inputs i-2..i+1 and p = 2, 3 read i-1..i+2. Exact in binary.
@@ -69,3 +77,30 @@ def pixel_shuffle(x: Float[Array, "b h w d"], factor: int = 4) -> Float[Array, "
             f"pixel_shuffle by {factor} got {channels} channels: give it a multiple of {factor**2}"
         )
     return rearrange(x, "b h w (c i j) -> b (h i) (w j) c", i=factor, j=factor)
+
+
+def inside(sizes: Sizes, height: int, width: int) -> Bool[Array, "b h w"]:
+    """Tell which pixels of a canvas belong to the images."""
+    rows = jnp.arange(height)[None] < sizes[:, :1]
+    columns = jnp.arange(width)[None] < sizes[:, 1:]
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def blank_outside(x: Float[Array, "b h w c"], sizes: Sizes | None) -> Float[Array, "b h w c"]:
+    """Set all but the images' pixels to zero, as a convolution pads an image."""
+    return x if sizes is None else jnp.where(inside(sizes, *x.shape[1:3])[..., None], x, 0)
+
+
+def mean_inside(x: Float[Array, "b h w"], sizes: Sizes | None) -> Float[Array, " b"]:
+    """Average over each image's own pixels; NaN if it has none."""
+    if sizes is None:
+        return jnp.mean(x, axis=(1, 2))
+    total = jnp.sum(jnp.where(inside(sizes, *x.shape[1:]), x, 0), axis=(1, 2))
+    return total / jnp.prod(sizes, axis=1).astype(x.dtype)
+
+
+def window_count(sizes: Sizes | None, kernel: int, stride: int, padding: int) -> Sizes | None:
+    """Count a window's places on each axis of the padded images: the sizes of a layer's output."""
+    if sizes is None:
+        return None
+    return jnp.maximum((sizes + 2 * padding - kernel) // stride + 1, 0)

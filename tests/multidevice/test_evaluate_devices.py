@@ -14,7 +14,7 @@ from photos import draw_photo
 from small import get_config
 from tiny_model import random_params
 
-from upsr_jax.checkpoint import save_model
+from upsr_jax.weights.model_folder import save_model
 
 # Low-resolution images of two shapes for the networks and three for the metrics.
 SIZES = [(50, 34), (70, 64), (20, 24), (99, 36), (60, 48), (64, 64), (33, 40), (48, 48), (36, 60)]

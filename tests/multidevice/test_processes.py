@@ -12,7 +12,7 @@ PROGRAM = """
 import argparse, signal, sys, time
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from upsr_jax import distributed
+from upsr_jax.cluster import join
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--coordinator")
@@ -24,7 +24,7 @@ parser.add_argument("--handle", action="store_true")
 args = parser.parse_args()
 print("started")
 try:
-    distributed.initialize(args.coordinator, args.processes, args.process_id, args.timeout)
+    join.initialize(args.coordinator, args.processes, args.process_id, args.timeout)
     if args.handle:
         signal.signal(signal.SIGTERM, lambda *_: print("handled SIGTERM"))
     mesh = Mesh(np.asarray(jax.devices()), ("data",))
@@ -37,7 +37,7 @@ try:
             print("total", value)
         time.sleep(0.01)
 except Exception as error:
-    distributed.leave(f"program: {distributed.explain(error) or error}")
+    join.leave(f"program: {join.explain(error) or error}")
 """
 COMMAND = [sys.executable, "-c", PROGRAM]
 LOST = "The last checkpoint is whole"

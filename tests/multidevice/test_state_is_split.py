@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from pathlib import Path
 from small import get_config
-from upsr_jax import run_checkpoints
-from upsr_jax.optimizer import create_optimizer, create_schedule
-from upsr_jax.run_setup import abstract_state, create_sharded_state
-from upsr_jax.sharding import create_mesh, to_global
-from upsr_jax.train_step import make_train_step
+from upsr_jax.train.checkpoints import open_checkpoints, restore, save
+from upsr_jax.train.optimizer import create_optimizer, create_schedule
+from upsr_jax.train.state import abstract_state, create_sharded_state
+from upsr_jax.train.sharding import create_mesh, to_global
+from upsr_jax.train.step import make_train_step
 
 config = get_config()
 config.network = "estimator"
@@ -45,11 +45,11 @@ step = make_train_step(loss_fn, optimizer, 0.9, 0, 1, mesh)
 state, _ = jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)(state, {}, rows)
 report("stepped", state)
 workdir = Path.cwd()
-with run_checkpoints.open_checkpoints(workdir, config) as checkpoints:
-    run_checkpoints.save(checkpoints, config, state, {}, [])
-with run_checkpoints.open_checkpoints(workdir, config) as checkpoints:
+with open_checkpoints(workdir, config) as checkpoints:
+    save(checkpoints, config, state, {}, [])
+with open_checkpoints(workdir, config) as checkpoints:
     shapes = abstract_state(config, optimizer, mesh)
-    state = run_checkpoints.restore(checkpoints, 1, config, shapes, {})
+    state = restore(checkpoints, 1, config, shapes, {})
 report("restored", state)
 """
 

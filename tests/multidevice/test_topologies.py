@@ -12,7 +12,7 @@ from photos import write_photos
 from small import get_config
 from tiny_model import random_params
 
-from upsr_jax.checkpoint import save_model
+from upsr_jax.weights.model_folder import save_model
 
 STEPS = 20
 
@@ -21,9 +21,10 @@ STOPPED = """
 import signal
 import jax
 from absl import app
-from upsr_jax import evaluator, main
+from upsr_jax import main
+from upsr_jax.evaluation import watch
 
-make_evaluate_fn = evaluator.make_evaluate_fn
+make_evaluate_fn = watch.make_evaluate_fn
 
 def make_stopped(*arguments):
     def evaluate_fn(params, examples):
@@ -33,7 +34,7 @@ def make_stopped(*arguments):
             yield item
     return evaluate_fn
 
-evaluator.make_evaluate_fn = make_stopped
+watch.make_evaluate_fn = make_stopped
 app.run(main.main)
 """
 

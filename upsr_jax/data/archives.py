@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from upsr_jax.image_io import READ_SUFFIXES
+from upsr_jax.files.find import READ_SUFFIXES
 
 
 class Member(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from upsr_jax.data.degradation import degrade, sharpen, to_bytes, to_unit
+from upsr_jax.data.degradation.host import degrade, sharpen, to_bytes, to_unit
 from upsr_jax.data.sources import Pair, Photo, Source, read_or_next
 
 

@@ -18,10 +18,10 @@ from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
 from upsr_jax.data import sources
-from upsr_jax.data.degradation import to_unit
+from upsr_jax.data.degradation.host import to_unit
 from upsr_jax.data.examples import Example, Place, make_example
+from upsr_jax.data.prefetch import map_ahead
 from upsr_jax.data.sources import Source
-from upsr_jax.data.workers import map_ahead
 
 logger = logging.getLogger(__name__)
 

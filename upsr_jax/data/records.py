@@ -14,7 +14,7 @@ from typing import Any
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from upsr_jax.files import file_sha256
+from upsr_jax.files.whole import file_sha256
 
 FORMAT = "upsr_jax image records"
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from upsr_jax.data import records
-from upsr_jax.image_io import READ_SUFFIXES, find_images
+from upsr_jax.files.find import READ_SUFFIXES, find_images
 
 Photo = UInt8[np.ndarray, "_ _ 3"]  # of any size
 TFDS = "tfds:"

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from upsr_jax.data.degradation import degrade, to_bytes, to_unit
+from upsr_jax.data.degradation.host import degrade, to_bytes, to_unit
 from upsr_jax.data.sources import (
     PairFiles,
     by_stem,
@@ -19,8 +19,8 @@ from upsr_jax.data.sources import (
     read_pair,
     stem_of,
 )
-from upsr_jax.files import file_sha256
-from upsr_jax.image_io import find_images
+from upsr_jax.files.find import find_images
+from upsr_jax.files.whole import file_sha256
 
 MIN_SIDE = 16  # of a ground truth that is degraded: less may be scaled to nothing on the way
 MAX_PIXELS = 2**21  # of a low-resolution image: each takes 17 kB of memory where LPIPS is measured

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from upsr_jax.metrics.canvas import Sizes, mean_inside, window_count
+from upsr_jax.ops import Sizes, mean_inside, window_count
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from upsr_jax.metrics.canvas import Sizes, blank_outside, mean_inside, window_count
 from upsr_jax.models.remat import rematerialize
+from upsr_jax.ops import Sizes, blank_outside, mean_inside, window_count
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)

@@ -1,0 +1,336 @@
+"""Photos are read as they are meant to be seen or refused in one line; results are whole."""
+
+import io
+import os
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin
+
+from upsr_jax.files import write_photo
+from upsr_jax.files.find import find_images
+from upsr_jax.files.photos import ImageError, read_image, read_note, to_pixels
+from upsr_jax.files.write_photo import write_image
+
+RGB = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_claiming(width, height):
+    """A valid PNG header with hardly any pixels behind it."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(64))
+    chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "tiff", "PNG"])
+def test_lossless_files_are_read_exactly(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(RGB).save(path)
+    np.testing.assert_array_equal(read_image(path), RGB)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_lossy_files_are_read_closely(tmp_path, suffix):
+    smooth = np.zeros((32, 48, 3), np.uint8) + np.arange(48, dtype=np.uint8)[:, None] * 5
+    Image.fromarray(smooth).save(tmp_path / f"a.{suffix}", quality=95)
+    found = read_image(tmp_path / f"a.{suffix}")
+    assert np.abs(found.astype(int) - smooth).max() <= 6
+
+
+def test_grey_palette_and_bilevel_become_rgb():
+    grey = Image.fromarray(RGB[..., 0])
+    expected = np.repeat(RGB[..., :1], 3, axis=-1)
+    np.testing.assert_array_equal(to_pixels(grey), expected)
+    two = Image.fromarray((RGB[..., 0] > 127).astype(np.uint8) * 255)
+    np.testing.assert_array_equal(to_pixels(two.convert("1")), np.asarray(two.convert("RGB")))
+    palette = Image.fromarray(RGB[..., 0] % 4)
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
+    colours = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90], [100, 110, 120]])
+    np.testing.assert_array_equal(to_pixels(palette), colours[RGB[..., 0] % 4])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path, suffix):
+    values = np.linspace(0, 65535, 300).astype(np.uint16).reshape(15, 20)
+    cv2.imwrite(str(tmp_path / f"a.{suffix}"), values)
+    found = read_image(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(found[..., 0], np.round(values / 257))
+
+
+def test_16_bit_colour_is_scaled_not_clipped(tmp_path):
+    values = np.random.default_rng(1).integers(0, 65536, (9, 7, 3), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), values[..., ::-1])
+    assert np.abs(read_image(tmp_path / "a.png") - values / 257).max() < 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    # EXIF 2.32, tag 0x112: where row 0 and column 0 of the stored image are on the upright one.
+    store = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(np.ascontiguousarray(store(RGB))).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
+
+
+def test_transparency_is_kept_and_opaque_alpha_dropped(tmp_path):
+    rgba = np.dstack([RGB, RGB[..., 0]])
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), rgba)
+    Image.fromarray(np.dstack([RGB, np.full_like(RGB[..., 0], 255)])).save(tmp_path / "b.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png"), RGB)
+
+
+def test_transparent_palette_colour_becomes_alpha(tmp_path):
+    palette = Image.fromarray(RGB[..., 0] % 2)
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.save(tmp_path / "a.png", transparency=1)
+    alpha = read_image(tmp_path / "a.png")[..., 3]
+    np.testing.assert_array_equal(alpha, np.where(RGB[..., 0] % 2, 0, 255))
+
+
+def linear_light_profile():
+    """Build an ICC profile with sRGB's primaries and a straight tone curve."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for i in range(struct.unpack_from(">I", profile, 128)[0]):
+        signature, offset, _ = struct.unpack_from(">4sII", profile, 132 + 12 * i)
+        if signature in (b"rTRC", b"gTRC", b"bTRC"):
+            struct.pack_into(">4sII", profile, offset, b"curv", 0, 0)
+    return bytes(profile)
+
+
+def test_other_colour_spaces_become_srgb(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "a.png", icc_profile=linear_light_profile())
+    linear = RGB / 255
+    # IEC 61966-2-1
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    assert np.abs(read_image(tmp_path / "a.png") - 255 * srgb).max() < 2
+
+
+def test_srgb_and_damaged_profiles_change_nothing(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (srgb, b"junk"):
+        Image.fromarray(RGB).save(tmp_path / "a.png", icc_profile=profile)
+        np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_long_texts_are_no_damage(tmp_path, packed):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "node " * 2**19, zip=packed)
+    Image.fromarray(RGB).save(tmp_path / "a.png", pnginfo=text)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
+
+
+def test_one_pixel_is_an_image(tmp_path):
+    Image.fromarray(RGB[:1, :1]).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB[:1, :1])
+
+
+def animation():
+    file = io.BytesIO()
+    frames = [Image.fromarray(RGB), Image.fromarray(RGB[::-1])]
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+def encoded(format, pixels=RGB, **options):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"hello, I am text", "not a whole JPEG"),
+        (encoded("JPEG")[:-30], "cut short"),
+        (encoded("PNG")[:-60], "cut short"),
+        (encoded("WEBP")[:-10], "cut short"),
+        (encoded("BMP")[:-1], "cut short"),
+        (encoded("TIFF")[:-1], "cut short"),
+        (encoded("GIF"), "not a whole JPEG"),
+        (png_claiming(9000, 9000), "more than 67,108,864 pixels"),
+        (png_claiming(60000, 60000), "more than 67,108,864 pixels"),
+        (png_claiming(2**31 - 1, 2**31 - 1), "more than 67,108,864 pixels"),
+        (animation(), "more than one picture"),
+        (encoded("TIFF", RGB[..., 0].astype(np.int32)), "mode I "),
+        (encoded("TIFF", RGB[..., 0].astype(np.float32)), "mode F "),
+        (encoded("TIFF", RGB[..., 0].astype(np.uint16), tiffinfo={262: 0}), "16-bit TIFF"),
+    ],
+)
+def test_bad_files_are_refused_in_one_line_naming_them(tmp_path, content, reason):
+    path = tmp_path / "bad.png"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=reason) as caught:
+        read_image(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_are_checked_before_decoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    path = tmp_path / "huge.png"
+    path.write_bytes(png_claiming(9000, 9000))
+    with pytest.raises(ImageError, match="pixels"):
+        read_image(path)
+
+
+def test_missing_files_and_folders_are_refused(tmp_path):
+    for name in ("gone.png", "g" * 300 + ".png"):
+        with pytest.raises(ImageError, match=rf"{name}: no such file"):
+            read_image(tmp_path / name)
+    with pytest.raises(ImageError, match="not a file"):
+        read_image(tmp_path)
+
+
+def test_images_are_found_at_any_depth(tmp_path):
+    for name in (
+        "b.png",
+        "x/a.JPG",
+        "x/y/c.webp",
+        "notes.txt",
+        "x/._a.JPG",
+        ".trash/d.png",
+        "e.jfif",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [os.path.relpath(path, tmp_path) for path in find_images(tmp_path)] == [
+        "b.png",
+        "e.jfif",
+        "x/a.JPG",
+        "x/y/c.webp",
+    ]
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_written_png_is_exact_and_alone(tmp_path, channels):
+    image = np.dstack([RGB, RGB[..., 0]])[..., :channels]
+    path = tmp_path / "new" / "a.png"
+    write_image(path, image)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), image)
+    assert [file.name for file in path.parent.iterdir()] == ["a.png"]
+
+
+def test_written_file_has_the_usual_permissions(tmp_path):
+    write_image(tmp_path / "a.png", RGB)
+    (tmp_path / "b.png").touch()
+    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "b.png").stat().st_mode
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_lossy_results_are_close(tmp_path, suffix):
+    smooth = np.zeros((32, 48, 3), np.uint8) + np.arange(48, dtype=np.uint8)[:, None] * 5
+    write_image(tmp_path / f"a.{suffix}", smooth)
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        assert np.abs(np.asarray(image).astype(int) - smooth).max() <= 6
+
+
+def test_nothing_is_replaced_unless_asked(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"mine")
+    with pytest.raises(ImageError, match="exists already"):
+        write_image(path, RGB)
+    assert path.read_bytes() == b"mine"
+    write_image(path, RGB, overwrite=True)
+    np.testing.assert_array_equal(read_image(path), RGB)
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def refuse_link(source, target):
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_file_systems_without_links_work_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(write_photo.os, "link", refuse_link)
+    write_image(tmp_path / "a.png", RGB)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
+    (tmp_path / "b.png").write_bytes(b"mine")
+    with pytest.raises(ImageError, match="exists"):
+        write_image(tmp_path / "b.png", RGB)
+    assert (tmp_path / "b.png").read_bytes() == b"mine"
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
+
+
+def test_a_link_that_fails_otherwise_is_no_file_system_without_links(tmp_path, monkeypatch):
+    def full_disk(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(write_photo.os, "link", full_disk)
+    with pytest.raises(ImageError, match="No space left"):
+        write_image(tmp_path / "a.png", RGB)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(write_photo.os, "link", refuse_link)
+    monkeypatch.setattr(write_photo.os, "replace", full_disk)
+    with pytest.raises(ImageError, match="No space left"):
+        write_image(tmp_path / "a.png", RGB)
+    assert not list(tmp_path.iterdir())
+
+
+def test_failed_writes_leave_nothing(tmp_path, monkeypatch):
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(write_photo.os, "fsync", full_disk)
+    with pytest.raises(ImageError, match=r"a\.png: cannot be written \(No space left"):
+        write_image(tmp_path / "a.png", RGB)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(ImageError, match=r"a\.png: cannot be written"):
+        write_image(tmp_path / "out" / "a.png", RGB)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("a.webp", (4, 16384, 3), "at most 16383 pixels a side, not 16384x4"),
+        ("a.jpg", (4, 65501, 3), "at most 65500"),
+        ("a.jpg", (4, 4, 4), "no transparency"),
+        ("a.gif", (4, 4, 3), "must end in"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused(tmp_path, name, shape, reason):
+    with pytest.raises(ImageError, match=reason):
+        write_image(tmp_path / name, np.zeros(shape, np.uint8))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_note_is_kept_in_the_file(tmp_path, suffix):
+    image, note = np.full((8, 8, 3), 100, np.uint8), 'upsr_jax {"seed": 3}'
+    write_image(tmp_path / f"noted{suffix}", image, note=note)
+    write_image(tmp_path / f"bare{suffix}", image)
+    assert read_note(tmp_path / f"noted{suffix}") == note
+    assert read_note(tmp_path / f"bare{suffix}") is None
+    np.testing.assert_array_equal(
+        read_image(tmp_path / f"noted{suffix}"), read_image(tmp_path / f"bare{suffix}")
+    )
+
+
+def test_what_is_no_image_has_no_note(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    assert read_note(tmp_path / "text.png") is None
+    assert read_note(tmp_path / "missing.png") is None

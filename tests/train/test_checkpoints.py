@@ -1,0 +1,310 @@
+"""Checkpoints come back as they were, or say what is wrong with them; real files, real damage."""
+
+import logging
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from ml_collections import ConfigDict
+
+from configs import tiny
+from upsr_jax.train.checkpoints import (
+    bit_sum,
+    check_images,
+    check_run,
+    check_same_config,
+    choose_checkpoint,
+    export_model,
+    open_checkpoints,
+    read_checkpoint,
+    restore,
+    save,
+    was_evaluated,
+)
+from upsr_jax.train.config import config_as_json
+from upsr_jax.train.optimizer import create_optimizer
+from upsr_jax.train.state import TrainState, create_state
+from upsr_jax.weights.model_folder import load_model
+
+# Where an array can't be read or written, orbax leaves tasks of a closed event loop behind.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+OPTIMIZERS = {
+    name: create_optimizer(optax.constant_schedule(1e-3), 0.9, 0.999, 0.0, 1.0, muon)
+    for name, muon in (("adamw", False), ("muon", True))
+}
+
+
+@pytest.fixture
+def config() -> ConfigDict:
+    config = tiny.get_config()
+    config.train.update(keep_checkpoints=3, keep_every=0, keep_best="")
+    return config
+
+
+def state_after(step: int, seed: int = 0, optimizer: str = "adamw") -> TrainState:
+    """A state of random numbers."""
+    generator = np.random.default_rng(seed)
+    params = {"layer": {"kernel": jnp.zeros((64, 48)), "bias": jnp.zeros(48)}}
+
+    def draw(x):
+        if x.dtype == jnp.int32:
+            return jnp.full_like(x, step)
+        return jnp.asarray(generator.standard_normal(x.shape), x.dtype)
+
+    return jax.tree.map(draw, create_state(params, OPTIMIZERS[optimizer]))
+
+
+IMAGES = [5, 7]  # in two folders
+FROZEN = {"estimator": {"kernel": jnp.arange(12.0).reshape(3, 4)}, "lpips": {"w": jnp.ones(3)}}
+
+
+def save_steps(
+    workdir: Path, config: ConfigDict, *steps: int, metrics=None, optimizer="adamw"
+) -> None:
+    with open_checkpoints(workdir, config) as checkpoints:
+        for step in steps:
+            state = state_after(step, step, optimizer)
+            save(checkpoints, config, state, FROZEN, IMAGES, metrics and metrics[step])
+
+
+def restored(workdir: Path, config: ConfigDict, frozen=FROZEN, optimizer="adamw") -> TrainState:
+    step = choose_checkpoint(workdir)
+    assert step is not None
+    check_run(workdir, step, config)
+    check_images(workdir, step, IMAGES)
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_after(0, optimizer=optimizer))
+    with open_checkpoints(workdir, config) as checkpoints:
+        return restore(checkpoints, step, config, shapes, frozen)
+
+
+def kept(workdir: Path) -> set[int]:
+    return {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+
+
+def assert_same(state: TrainState, expected: TrainState) -> None:
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_last_checkpoint_comes_back_bit_for_bit(tmp_path, config, optimizer):
+    save_steps(tmp_path, config, 1, 2, optimizer=optimizer)
+    state = restored(tmp_path, config, optimizer=optimizer)
+    assert_same(state, state_after(2, 2, optimizer))
+
+
+def test_without_a_checkpoint_none_is_chosen(tmp_path, config):
+    assert choose_checkpoint(tmp_path / "nowhere") is None
+    save_steps(tmp_path, config)
+    assert choose_checkpoint(tmp_path) is None
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """The files that hold arrays."""
+    return (path for path in folder.rglob("d/*") if path.is_file())
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = max(files_of(folder / "state"), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut_short(folder: Path) -> None:
+    path = max(files_of(folder / "model"), key=lambda path: path.stat().st_size)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lose_a_file(folder: Path) -> None:
+    max(files_of(folder / "state"), key=lambda path: path.stat().st_size).unlink()
+
+
+def empty_the_meta_file(folder: Path) -> None:
+    (folder / "meta" / "metadata").write_text("")
+
+
+def empty_the_metrics_file(folder: Path) -> None:
+    (folder / "metrics" / "metrics").write_text("")
+
+
+@pytest.mark.parametrize(
+    "damage", [flip_a_bit, cut_short, lose_a_file, empty_the_meta_file, empty_the_metrics_file]
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
+    tmp_path, config, damage, caplog
+):
+    config.train.keep_best = "psnr_y"
+    save_steps(tmp_path, config, 1, 2, 3)
+    damage(tmp_path / "checkpoints" / "3")
+    with caplog.at_level(logging.WARNING, "upsr_jax"):
+        assert_same(restored(tmp_path, config), state_after(2, 2))
+    assert "the checkpoint of step 3 is damaged (" in caplog.text
+    assert kept(tmp_path) == {1, 2}
+    (aside,) = (tmp_path / "damaged_checkpoints").iterdir()
+    assert aside.name.startswith("3_") and (aside / "state").is_dir()
+    save_steps(tmp_path, config, 3)  # nothing stands in the way of the new one
+    assert_same(restored(tmp_path, config), state_after(3, 3))
+
+
+def test_an_older_one_with_damaged_metrics_is_set_aside_too(tmp_path, config, caplog):
+    config.train.keep_best = "psnr_y"
+    save_steps(tmp_path, config, 1, 2, 3, metrics={step: {"psnr_y": 1.0} for step in (1, 2, 3)})
+    empty_the_metrics_file(tmp_path / "checkpoints" / "1")
+    with caplog.at_level(logging.WARNING, "upsr_jax"):
+        assert_same(restored(tmp_path, config), state_after(3, 3))
+    assert "the checkpoint of step 1 is damaged (Expecting value" in caplog.text
+    assert kept(tmp_path) == {2, 3}
+
+
+@pytest.mark.parametrize("file", ["meta/metadata", "metrics/metrics", "state/manifest.ocdbt"])
+def test_one_that_can_not_be_read_for_now_stays_where_it_is(tmp_path, config, file):
+    """A link that leads to itself stands for a lost server or too many open files."""
+    config.train.keep_best = "psnr_y"
+    save_steps(tmp_path, config, 1, 2)
+    path = tmp_path / "checkpoints" / "2" / file
+    whole = path.rename(path.with_name("whole"))
+    path.symlink_to(path.name)
+    for read in (choose_checkpoint, read_checkpoint):
+        with pytest.raises(OSError, match=r"checkpoints/2 can't be read for now \("):
+            read(tmp_path)
+    assert kept(tmp_path) == {1, 2}
+    whole.rename(path)
+    assert_same(restored(tmp_path, config), state_after(2, 2))
+
+
+def test_if_all_are_damaged_nothing_is_moved_and_no_new_run_begins(tmp_path, config):
+    save_steps(tmp_path, config, 1, 2)
+    flip_a_bit(tmp_path / "checkpoints" / "1")
+    flip_a_bit(tmp_path / "checkpoints" / "2")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"all checkpoints in .* are damaged: .*step 2: the "):
+            choose_checkpoint(tmp_path)
+    assert kept(tmp_path) == {1, 2}
+
+
+def test_other_images_are_refused_as_they_would_come_in_another_order(tmp_path, config):
+    save_steps(tmp_path, config, 1)
+    with pytest.raises(ValueError, match=r"were 5 \+ 7 when .* are 5 \+ 8 now, .* bring the same"):
+        check_images(tmp_path, 1, [5, 8])
+
+
+def test_a_checkpoint_knows_whether_its_step_was_evaluated(tmp_path, config):
+    save_steps(tmp_path, config, 1, 2, metrics={1: {"psnr_y": 1.0}, 2: {}})
+    assert was_evaluated(tmp_path, 1) and not was_evaluated(tmp_path, 2)
+
+
+def test_another_estimator_is_refused(tmp_path, config):
+    save_steps(tmp_path, config, 1)
+    other = FROZEN | {"estimator": {"kernel": FROZEN["estimator"]["kernel"].at[0, 1].set(7.0)}}
+    with pytest.raises(ValueError, match=r"the estimator in config\.pretrained.* is not the one"):
+        restored(tmp_path, config, other)
+
+
+def test_last_regular_and_best_are_kept(tmp_path, config):
+    config.train.update(keep_checkpoints=2, keep_every=4, keep_best="lpips_vgg")
+    metrics = {step: {"lpips_vgg": float(value)} for step, value in enumerate("54136729", 1)}
+    metrics[5] = {}  # not evaluated
+    metrics[6] = {"lpips_vgg": np.nan}  # not measurable
+    save_steps(tmp_path, config, *metrics, metrics=metrics)
+    assert kept(tmp_path) == {7, 8, 4, 3}
+    config.train.update(keep_best="psnr_y")
+    metrics = {9: {"psnr_y": 2.0}, 10: {"psnr_y": 3.0}, 11: {"psnr_y": 1.0}, 12: {"psnr_y": 1.0}}
+    save_steps(tmp_path, config, *metrics, metrics=metrics)
+    assert {10, 11, 12} <= kept(tmp_path)
+    assert 9 not in kept(tmp_path)
+
+
+def test_a_failed_save_surfaces_and_the_one_before_stays_whole(tmp_path, config):
+    """A limit on the size of files stands for a full disk."""
+    save_steps(tmp_path, config, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with (
+            pytest.raises(OSError, match=r"could not be written into .* step 1 is whole\. Make"),
+            open_checkpoints(tmp_path, config) as checkpoints,
+        ):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+            save(checkpoints, config, state_after(2, 2), FROZEN, IMAGES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_same(restored(tmp_path, config), state_after(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", 1), ("model.width", 64), ("data.batch_size", 8), ("train.ema_decay", 0.5)],
+)
+def test_a_config_that_contradicts_is_refused(config, name, value):
+    stored = config_as_json(config)
+    before = stored[name] if name == "seed" else stored[name.split(".")[0]][name.split(".")[1]]
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(ValueError, match=rf"in runs/a: {name} was {before} and is now {value}\."):
+        check_same_config(stored, config, "runs/a")
+
+
+def test_a_run_from_before_a_key_goes_on_if_the_key_says_what_it_did(config):
+    stored = config_as_json(config)
+    for name in ("optimizer.muon", "data.scale", "data.rotation", "loss.lpips_jitter"):
+        block, key = name.split(".")
+        del stored[block][key]
+    check_same_config(stored, config, "runs/a")
+    config.optimizer.muon = True
+    config.data.scale = (0.5, 1.0)
+    changes = r"data\.scale was \[1\.0, 1\.0\] and is now \[0\.5, 1\.0\]; optimizer\.muon was False"
+    with pytest.raises(ValueError, match=changes):
+        check_same_config(stored, config, "runs/a")
+
+
+def test_what_changes_no_update_may_change(config):
+    stored = config_as_json(config)
+    config.train.update(steps=7, microbatches=2, remat="full", eval_every=3)
+    config.mesh.update(data=1, fsdp=8)
+    config.eval.gt = "elsewhere"
+    config.pretrained.estimator = "moved"
+    config.data.update(num_threads=1, num_workers=2)
+    check_same_config(stored, config, "runs/a")
+
+
+def test_export_writes_the_model_of_any_step(tmp_path, config):
+    save_steps(tmp_path / "run", config, 1, 2)
+    assert export_model(tmp_path / "run", tmp_path / "last") == 2
+    assert export_model(tmp_path / "run", tmp_path / "first", step=1) == 1
+    for name, step in (("last", 2), ("first", 1)):
+        stored, params = load_model(tmp_path / name)
+        expected = {"denoiser": state_after(step, step).ema_params}
+        expected["estimator"] = FROZEN["estimator"]
+        jax.tree.map(np.testing.assert_array_equal, params, expected)
+        assert stored.model == config.model
+        assert "data" not in stored
+
+
+def test_export_says_what_it_lacks(tmp_path, config):
+    with pytest.raises(FileNotFoundError, match="nowhere holds no checkpoints"):
+        read_checkpoint(tmp_path / "nowhere")
+    save_steps(tmp_path, config, 1, 2)
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 3, only of 1, 2"):
+        read_checkpoint(tmp_path, 3)
+    flip_a_bit(tmp_path / "checkpoints" / "2")
+    with pytest.raises(ValueError, match=r"checkpoints/2 is damaged \(.*take another step"):
+        export_model(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4, 5)])
+def test_bit_sum_is_the_same_in_both_libraries_and_sees_every_change(shape):
+    generator = np.random.default_rng(0)
+    x = np.asarray(generator.standard_normal(shape), np.float32)
+    total = int(bit_sum(x, np))
+    assert int(bit_sum(jnp.asarray(x))) == total
+    for index in np.ndindex(shape):
+        y = x.copy()
+        y[index] = np.nextafter(y[index], np.float32(9))
+        assert int(bit_sum(y, np)) != total

@@ -1,0 +1,103 @@
+"""Keys of a config that nothing reads, or that are missing, are mistakes."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from configs import lite_x4, realsr_x4
+from upsr_jax.train.config import KEYS, check_config
+
+ROOT = Path(__file__).parents[2]
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("degradations",)])
+def test_our_configs_are_whole(name):
+    check_config(importlib.import_module(f"configs.{name}").get_config())
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "message"),
+    [
+        ("train", "check_point_every", "did you mean checkpoint_every"),
+        ("model", "widht", "config.model.widht: did you mean width"),
+        ("degradation.first.noise", "sigmas", "did you mean sigma"),
+        ("data", "zzz", "nothing reads config.data.zzz: known are batch_size"),
+        ("", "optimiser", "config.optimiser: did you mean optimizer"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_refused(block, key, message):
+    config = realsr_x4.get_config()
+    target = config
+    for name in filter(None, block.split(".")):
+        target = target[name]
+    target[key] = 1
+    with pytest.raises(ValueError, match=message):
+        check_config(config)
+
+
+@pytest.mark.parametrize("name", ["train.remat", "loss.lpips_weight", "schedule.warmup_steps"])
+def test_a_missing_key_is_named(name):
+    config = realsr_x4.get_config()
+    block, key = name.split(".")
+    del config[block][key]
+    with pytest.raises(ValueError, match=rf"config\.{name} is missing"):
+        check_config(config)
+
+
+def test_a_value_where_a_block_belongs_is_refused():
+    config = lite_x4.get_config()
+    check_config(config)  # its degradation has no second order
+    config.degradation.final = None
+    with pytest.raises(ValueError, match=r"config\.degradation\.final is None, but must be a"):
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("network", "denoisr", "network is 'denoisr': it must be one of denoiser, estimator"),
+        ("dtype", "bfloat17", "dtype is 'bfloat17': it must be"),
+        ("seed", -1, "seed is -1: it must be a whole number in 0"),
+        ("seed", 2**32, "seed is 4294967296: it must be a whole number in 0"),
+        ("sampler.method", "onestep", "method is 'onestep': it must be one of ddim, ancestral"),
+        ("data.batch_size", 0, "batch_size is 0: it must be at least 1"),
+        ("data.num_workers", -1, "num_workers is -1: it must be at least 0"),
+        ("train.log_every", 0, "log_every is 0: it must be at least 1"),
+        ("diffusion.end", 1.5, "end is 1.5: it must be above 0 and at most 1"),
+        ("prior.min_noise", 1.5, r"min_noise is 1.5: it must be in 0\.\.1"),
+        ("data.pairs", ("gt",), r"pairs is \('gt',\): it must be a folder of ground truth and"),
+        ("model.shift_mask", "none", "shift_mask is 'none': it must be one of released, swin"),
+        ("model.num_res_blocks", (2, 2), r"num_res_blocks \(2, 2\): give one of each"),
+        ("schedule.learning_rate", 0.0, "learning_rate is 0.0: it must be above 0"),
+        ("train.ema_decay", 1.0, "ema_decay is 1.0: it must be at least 0 and below 1"),
+        ("degradation.first.blur.sizes", (3, 20), "sizes is .*: it must be two odd sizes"),
+        ("degradation.first.blur.sigma", (3.0, 0.2), "sigma is .*, the smaller one first"),
+        ("degradation.first.blur.bell_probs", (0.5, 0.5), "bell_probs is .*: it must be six"),
+        ("degradation.second.resize.up_prob", 0.8, "second.resize has up_prob 0.8 and down_prob"),
+        ("degradation.first.resize.factor", (0.5, 0.9), "factor is .* with 1 between"),
+        ("degradation.final.jpeg_quality", (95,), "jpeg_quality is .*: it must be two qualities"),
+        ("train.keep_best", "ssim", "keep_best is 'ssim': it must be one of psnr_y, ssim_y"),
+        ("train.eval_every", 7, r"set eval_every \(7\) to a multiple of checkpoint_every \(5000\)"),
+        ("train.eval_every", 0, "keep_best = 'lpips_vgg' can keep only what is evaluated"),
+    ],
+)
+def test_values_that_can_not_be_are_refused(name, value, message):
+    config = realsr_x4.get_config()
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(ValueError, match=message):
+        check_config(config)
+
+
+@pytest.mark.parametrize("block", ["sampler", "data", "pretrained", "loss", "train", "eval"])
+def test_each_key_of_the_table_is_read(block):
+    """The table is checked against the source, so that it can't fall behind it."""
+    source = "".join(path.read_text() for path in (ROOT / "upsr_jax").rglob("*.py"))
+    for alias in {"train": ["settings"], "eval": ["settings"]}.get(block, []):
+        source = source.replace(f"{alias}.", f"{block}.")
+    read = set(re.findall(rf"\b{block}\.([a-z_]+)", source))
+    if block == "pretrained":
+        read |= {"denoiser", "estimator"}  # by the name of the network
+    assert KEYS[block] <= read

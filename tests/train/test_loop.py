@@ -1,0 +1,261 @@
+"""Training runs from start to model folder, stops and goes on, and fails with clear words."""
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+from photos import write_photos
+from tiny_model import random_params
+
+from configs import tiny
+from upsr_jax.data.pipeline import example_names, train_batches
+from upsr_jax.evaluation import watch
+from upsr_jax.train.loop import train_and_evaluate
+from upsr_jax.train.sharding import create_mesh
+from upsr_jax.train.state import create_sharded_state
+from upsr_jax.train.step import make_loss_fn
+from upsr_jax.weights.model_folder import load_model, save_model
+
+SIZE = 64  # of a ground truth
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory) -> Iterator[None]:
+    """Every run compiles the same programs: keep them, in a folder of this module."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> ConfigDict:
+    """The least that trains a denoiser: one level, small crops, three photographs."""
+    folder = tmp_path_factory.mktemp("data")
+    photos = str(write_photos(folder / "photos", 3))
+    config = tiny.get_config()
+    config.model.update(multipliers=(1,), num_res_blocks=(1,), swin_depth=1)
+    config.estimator.update(depths=(2,))
+    config.sampler.steps = 1
+    config.data.update(folders=(photos,), batch_size=2, crop_size=SIZE, num_threads=2)
+    # A denoiser, too: to draw one takes longer to compile than to train.
+    config.pretrained.update(estimator=str(folder / "model"), denoiser=str(folder / "model"))
+    config.loss.lpips_weight = 0.0
+    config.schedule.update(learning_rate=3e-3, warmup_steps=5)
+    config.train.update(
+        steps=30, ema_decay=0.9, log_every=1, checkpoint_every=15, keep_checkpoints=9, eval_every=30
+    )
+    config.eval.update(gt=photos, lr="", crop_size=SIZE, max_images=2, pictures=2)
+    save_model(folder / "model", config, random_params(config))
+    return config
+
+
+def changed(config: ConfigDict, **values: Any) -> ConfigDict:
+    """Copy a config with some values changed, named with `__` between the levels."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in values.items()})
+    return config
+
+
+def checkpoint(workdir: Path, step: int) -> Any:
+    """Read a training checkpoint: its items "state" and "model"."""
+    with ocp.CheckpointManager(workdir / "checkpoints") as checkpoints:
+        items = {name: ocp.args.StandardRestore() for name in ("state", "model")}
+        return checkpoints.restore(step, args=ocp.args.Composite(**items))
+
+
+def metrics(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory) -> Path:
+    """The folder of a whole run. Copy it to go on from there."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    train_and_evaluate(config, workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished, tmp_path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_a_run_leaves_what_it_should(config, finished):
+    *training, evaluation = metrics(finished)
+    assert [line["step"] for line in training] == list(range(1, 31))
+    rates = [line["train/learning_rate"] for line in training]
+    assert rates[5:] == pytest.approx([3e-3] * 25)
+    assert evaluation["step"] == 30
+    for metric in ("psnr_y", "ssim_y", "lpips_vgg"):
+        assert np.isfinite(
+            [evaluation[f"eval/{metric}"], evaluation[f"eval/bicubic_{metric}"]]
+        ).all()
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["15", "30"]
+    assert list((finished / "tensorboard").glob("events.*"))
+    (picture,) = (finished / "pictures").iterdir()
+    assert picture.name == "0000030_eval.png"
+    assert cv2.imread(str(picture)).shape == (2 * SIZE, 6 * SIZE, 3)
+
+
+def test_the_denoisers_loss_goes_down(finished):
+    losses = [line["train/loss"] for line in metrics(finished)[:30]]
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_model_folder_holds_the_average_and_the_frozen_estimator(config, finished):
+    stored_config, params = load_model(finished / "model")
+    assert stored_config.model == config.model
+    average = checkpoint(finished, 30)["model"]["denoiser"]
+    jax.tree.map(np.testing.assert_array_equal, params["denoiser"], average)
+    estimator = load_model(config.pretrained.estimator)[1]["estimator"]
+    jax.tree.map(np.testing.assert_array_equal, params["estimator"], estimator)
+
+
+def test_stop_and_resume_equals_uninterrupted(config, finished, workdir):
+    """As after a crash just before the second checkpoint."""
+    shutil.rmtree(workdir / "checkpoints" / "30")
+    shutil.rmtree(workdir / "model")
+    train_and_evaluate(config, workdir)
+    assert [line["step"] for line in metrics(workdir)] == [*range(1, 31), 30]  # the evaluation's
+    for item in ("state", "model"):
+        once, again = checkpoint(finished, 30)[item], checkpoint(workdir, 30)[item]
+        jax.tree.map(np.testing.assert_array_equal, again, once)
+    kernels = [checkpoint(finished, step)["state"]["params"]["stem"]["kernel"] for step in (15, 30)]
+    assert not np.array_equal(*kernels)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_model(workdir / "model")[1],
+        load_model(finished / "model")[1],
+    )
+
+
+def test_a_stop_ends_the_last_evaluation_and_the_next_call_makes_up_for_it(
+    config, finished, workdir, monkeypatch
+):
+    make_evaluate_fn, measured = watch.make_evaluate_fn, []
+
+    def make_stopped(*arguments):
+        def evaluate_fn(params, examples):
+            for item in make_evaluate_fn(*arguments)(params, examples):
+                measured.append(item.example.name)
+                signal.raise_signal(signal.SIGTERM)
+                yield item
+
+        return evaluate_fn
+
+    shutil.rmtree(workdir / "checkpoints" / "30")
+    shutil.rmtree(workdir / "model")
+    with monkeypatch.context() as patch:
+        patch.setattr(watch, "make_evaluate_fn", make_stopped)
+        train_and_evaluate(config, workdir)
+    assert len(measured) == 1 < config.eval.max_images
+    assert [line["step"] for line in metrics(workdir)] == list(range(1, 31))
+    assert (workdir / "checkpoints" / "30").exists()
+    assert not (workdir / "finished").exists() and not (workdir / "model").exists()
+
+    train_and_evaluate(config, workdir)
+    evaluation, expected = metrics(workdir)[-1], metrics(finished)[-1]
+    assert evaluation | {"time": 0} == expected | {"time": 0}
+    assert (workdir / "finished").read_text() == "30\n"
+    assert (workdir / "model").exists()
+
+
+def test_a_run_of_more_steps_is_not_taken_for_finished(config, workdir):
+    with pytest.raises(ValueError, match=r"has done 30 steps, more than config\.train\.steps = 20"):
+        train_and_evaluate(changed(config, train__steps=20), workdir)
+
+
+@pytest.fixture
+def config_of_nan(config, tmp_path) -> ConfigDict:
+    """The config with an estimator that spoils the loss."""
+    params = load_model(config.pretrained.estimator)[1]
+    params["estimator"]["norm"]["scale"][:] = np.nan
+    save_model(tmp_path / "nan", config, params)
+    return changed(config, pretrained__estimator=str(tmp_path / "nan"))
+
+
+def test_a_loss_that_is_not_finite_stops_training(config, workdir):
+    def make_spoiled(config, remat):
+        loss_fn = make_loss_fn(config, remat)
+
+        def spoiled(*arguments):
+            loss, terms = loss_fn(*arguments)
+            return loss, terms | {"loss": jnp.nan * loss}
+
+        return spoiled
+
+    before = (workdir / "model" / "sha256").read_text()
+    config = changed(config, train__steps=40, train__checkpoint_every=1, train__keep_best="")
+    with pytest.raises(FloatingPointError) as info:
+        train_and_evaluate(config, workdir, make_loss_fn=make_spoiled)
+    message = str(info.value)
+    assert "step 31 gave {" in message
+    assert "'loss': nan" in message
+    assert "the last good checkpoint is that of step 30" in message
+    batches = train_batches(config.data, config.degradation, config.seed, 30, 0, 1)
+    assert f"on {', '.join(example_names(config.data, next(batches)['index']))};" in message
+    batches.close()
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["15", "30"]
+    assert (workdir / "model" / "sha256").read_text() == before
+
+
+def test_without_a_checkpoint_the_error_says_so(config_of_nan, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"step 1 gave .* there is no checkpoint yet"):
+        train_and_evaluate(config_of_nan, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_training_starts_from_a_model_or_from_the_seed(config):
+    mesh = create_mesh(-1, 1)
+    params = load_model(config.pretrained.denoiser)[1]
+    state = create_sharded_state(config, optax.sgd(0.1), mesh)
+    jax.tree.map(np.testing.assert_array_equal, state.params, params["denoiser"])
+    config = changed(config, network="estimator", pretrained__estimator="", estimator__depths=(1,))
+    first, again, other = (
+        create_sharded_state(changed(config, seed=seed), optax.sgd(0.1), mesh).params
+        for seed in (0, 0, 1)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    kernels = [tree["conv_first"]["kernel"] for tree in (first, other)]
+    assert not np.allclose(*kernels)
+
+
+def test_missing_photographs_say_what_to_put_where(config, tmp_path):
+    config = changed(config, data__folders=(str(tmp_path / "none"),))
+    with pytest.raises(FileNotFoundError, match=r"none' does not exist. Put photographs there"):
+        train_and_evaluate(config, tmp_path / "run")
+
+
+def test_a_denoiser_needs_an_estimator(config, tmp_path):
+    config = changed(config, pretrained__estimator="")
+    with pytest.raises(ValueError, match=r"needs a trained estimator: set config\.pretrained"):
+        train_and_evaluate(config, tmp_path / "run")
+
+
+def test_weights_of_another_network_are_refused(config, tmp_path):
+    other = changed(config, estimator__embed_dim=48)
+    with pytest.raises(ValueError, match=r"embed_dim 24 instead of 48"):
+        train_and_evaluate(other, tmp_path / "run")
+
+
+def test_a_model_without_the_estimator_is_refused(config, tmp_path):
+    save_model(tmp_path / "model", config, {"denoiser": random_params(config)["denoiser"]})
+    config = changed(config, pretrained__estimator=str(tmp_path / "model"))
+    with pytest.raises(ValueError, match="holds no estimator, only denoiser"):
+        train_and_evaluate(config, tmp_path / "run")

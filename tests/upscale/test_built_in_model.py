@@ -1,0 +1,48 @@
+"""The packaged weights must do what the README says: a damaged or untrained file fails here."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import lite_x4
+from configs.degradations import imagenet_test
+from upsr_jax import Upscaler
+from upsr_jax.evaluation.watch import Evaluator
+from upsr_jax.files.photos import read_image
+from upsr_jax.train.sharding import create_mesh, make_gather_fn
+from upsr_jax.upscale.upscaler import BUILT_IN_MODEL
+from upsr_jax.weights.model_folder import load_model
+
+PHOTOS = Path(__file__).parents[2] / "upsr_jax" / "assets" / "photos"
+
+
+def test_it_is_small():
+    _, params = load_model(BUILT_IN_MODEL)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) <= 8_000_000
+    assert sum(file.stat().st_size for file in BUILT_IN_MODEL.iterdir()) <= 16_000_000
+
+
+def test_it_is_closer_to_the_truth_than_bicubic_on_packaged_photos():
+    config = lite_x4.get_config()
+    config.degradation = imagenet_test()
+    config.eval.update(gt=str(PHOTOS), lr="")
+    stored, params = load_model(BUILT_IN_MODEL)
+    config.diffusion.update(stored.diffusion)
+    means = Evaluator(config, make_gather_fn(create_mesh(-1, 1)))(params, lambda: False).means
+    assert means["lpips_vgg"] < means["bicubic_lpips_vgg"] - 0.03
+    assert means["psnr_y"] > means["bicubic_psnr_y"] - 0.2
+
+
+def test_tiles_show_no_seam_and_no_colour_shift():
+    photo = read_image(PHOTOS / "flower.jpg")[:150, :170]
+    whole = Upscaler.from_pretrained(tile=192)(photo).astype(float)
+    tiled = Upscaler.from_pretrained(tile=64)(photo).astype(float)
+    assert np.abs(whole.mean((0, 1)) - photo.mean((0, 1))).max() < 0.5
+    # A seam would stand out of the differences between neighbouring rows and columns. The last
+    # pixels are left out: whole, the picture is padded there, and in tiles it ends.
+    for axis in (0, 1):
+        whole_steps, steps = (
+            np.abs(np.diff(x, axis=axis)).mean((1 - axis, 2))[:-32] for x in (whole, tiled)
+        )
+        assert (steps - whole_steps).max() < 0.5

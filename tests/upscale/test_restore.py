@@ -1,0 +1,133 @@
+"""From low-resolution images to results, through every part, against PyTorch's numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from einops import rearrange
+from golden import golden, nhwc, relative_error, seeded, thin_image, weights
+from ml_collections import ConfigDict
+
+from configs import tiny
+from upsr_jax.convert import denoiser_from_torch, estimator_from_torch
+from upsr_jax.ops import pixel_shuffle
+from upsr_jax.upscale import restore as restore_module
+from upsr_jax.upscale.restore import Restoration, make_super_resolve, with_options
+
+CONFIG = tiny.get_config()
+CONFIG.dtype = "float64"
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return golden("sampling_tiny")
+
+
+@pytest.fixture(scope="module")
+def params():
+    return {
+        "denoiser": denoiser_from_torch(weights("unet_tiny"), CONFIG.model),
+        "estimator": estimator_from_torch(weights("atd_tiny"), CONFIG.estimator),
+    }
+
+
+@pytest.fixture(scope="module")
+def inputs(expected):
+    """The golden's images, padded by reflection to 64 x 64, and its noise."""
+    lr = nhwc(expected["lr"])
+    padding = ((0, 0), (0, 64 - lr.shape[1]), (0, 64 - lr.shape[2]), (0, 0))
+    return np.pad(lr, padding, "reflect"), nhwc(seeded("noise", (2, 3, 256, 256)))
+
+
+def restore(params: dict, inputs: tuple, config: ConfigDict, fidelity: float = 0.0) -> Restoration:
+    with jax.enable_x64(True):
+        return jax.jit(make_super_resolve(config, fidelity))(params, *inputs)
+
+
+@pytest.mark.parametrize(("method", "key"), [("ddim", "out"), ("one_step", "one_step_out")])
+def test_result_is_pytorchs(params, inputs, expected, method, key):
+    config = with_options(CONFIG, method=method)
+    if method == "one_step":
+        config.sampler.steps = 1  # which is no reason to begin anywhere but at the last step
+    restored = restore(params, inputs, config)
+    assert restored.image.dtype == np.float64
+    assert relative_error(thin_image(restored.image[:, :160, :208]), nhwc(expected[key])) < 1e-7
+    assert relative_error(thin_image(restored.estimate), nhwc(expected["estimate"])) < 1e-7
+    assert relative_error(thin_image(restored.noise_weight), nhwc(expected["noise_weight"])) < 1e-7
+
+
+def test_estimator_alone_gives_the_clipped_estimate(params, inputs, expected):
+    config = CONFIG.copy_and_resolve_references()
+    config.network = "estimator"
+    restored = restore({"estimator": params["estimator"]}, inputs, config)
+    estimate = np.clip(nhwc(expected["estimate"]), -1, 1)
+    assert relative_error(thin_image(restored.image), estimate) < 1e-7
+
+
+def test_fidelity_blends_result_and_estimate(params, inputs, expected):
+    restored = restore(params, inputs, with_options(CONFIG, method="one_step"), fidelity=0.25)
+    sample = nhwc(expected["one_step_out"])
+    estimate = nhwc(expected["estimate"])[:, : sample.shape[1], : sample.shape[2]]
+    blend = 0.75 * sample + 0.25 * estimate
+    found = thin_image(restored.image[:, :160, :208])
+    assert relative_error(found, np.clip(blend, -1, 1)) < 1e-7
+
+
+@pytest.mark.parametrize("fidelity", [-0.1, 1.5])
+def test_impossible_fidelity_is_refused(fidelity):
+    with pytest.raises(ValueError, match=rf"fidelity is {fidelity}, but must lie in 0\.\.1"):
+        make_super_resolve(CONFIG, fidelity)
+
+
+def test_ancestral_sampling_is_pytorchs(params, inputs, expected, monkeypatch):
+    step_noise = [seeded(f"step_noise_{t}", (2, 48, 64, 64)) for t in range(5)]
+    step_noise = rearrange(step_noise, "t b c h w -> t b h w c")
+
+    def draw_pytorchs(noise, t):
+        assert noise.shape == inputs[1].shape
+        return pixel_shuffle(jnp.asarray(step_noise)[t])
+
+    monkeypatch.setattr(restore_module, "draw_again", draw_pytorchs)
+    restored = restore(params, inputs, with_options(CONFIG, method="ancestral"))
+    unclipped = nhwc(expected["ancestral_out"])
+    assert relative_error(thin_image(restored.image), np.clip(unclipped, -1, 1)) < 1e-7
+
+
+def test_options_change_a_copy_of_the_config():
+    before = CONFIG.to_dict()
+    config = with_options(CONFIG, steps=3, method="ancestral", min_noise=0.0)
+    assert config.sampler.to_dict() == {"method": "ancestral", "steps": 3}
+    assert config.prior.to_dict() == {"un": 0.1, "min_noise": 0.0}
+    assert config.model == CONFIG.model
+    assert CONFIG.to_dict() == before
+    assert with_options(CONFIG).to_dict() == before
+
+
+def changed(**values):
+    config = CONFIG.copy_and_resolve_references()
+    config.update_from_flattened_dict(values)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "match"),
+    [
+        (CONFIG, dict(steps=6), "trained with 5 steps: choose 1 to 5 of them, not 6"),
+        (CONFIG, dict(steps=0), "choose 1 to 5 of them, not 0"),
+        (CONFIG, dict(method="euler"), "'euler': choose one of ddim, ancestral, one_step"),
+        (CONFIG, dict(method="one_step", steps=2), "one_step makes 1 step: for 2 choose ddim"),
+        (CONFIG, dict(min_noise=1.5), r"min_noise is 1.5, but must lie in 0\.\.1"),
+        (changed(**{"prior.un": 0.0}), dict(min_noise=0.5), "weighs no noise"),
+        (changed(**{"sampler.method": "one_step"}), dict(steps=5), "trained to restore in one"),
+        (changed(**{"sampler.method": "one_step"}), dict(method="ddim"), "trained to restore in"),
+        (changed(network="estimator"), dict(steps=5), "estimator alone: it doesn't sample"),
+    ],
+)
+def test_options_that_a_model_was_not_trained_for_are_refused(config, options, match):
+    with pytest.raises(ValueError, match=match):
+        with_options(config, **options)
+
+
+def test_one_step_may_be_asked_for_by_its_number():
+    config = changed(**{"sampler.method": "one_step"})
+    assert with_options(config, steps=1, method="one_step").to_dict() == config.to_dict()

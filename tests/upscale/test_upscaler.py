@@ -1,0 +1,240 @@
+"""Any image comes out four times as large, the same whether it ran whole or in tiles."""
+
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_model import save_tiny_model
+
+from upsr_jax import Upscaler
+from upsr_jax.ops import bicubic_upsample
+from upsr_jax.upscale.restore import Restoration
+from upsr_jax.upscale.tiles import noise_window
+from upsr_jax.weights.model_folder import load_model, save_model
+
+
+def photo(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def enlarge(image):
+    return image.repeat(4, axis=0).repeat(4, axis=1)
+
+
+def restoration(image):
+    return Restoration(image, image, image, image)
+
+
+def repeat(params, lr, noise):
+    """Repeat each pixel: a model that sees nothing around a pixel and no noise."""
+    return restoration(lr.repeat(4, axis=1).repeat(4, axis=2))
+
+
+def repeat_with_noise(params, lr, noise):
+    return restoration(np.clip(repeat(params, lr, noise).image + 0.3 * noise, -1, 1))
+
+
+@jax.jit
+def bicubic(params, lr, noise):
+    return restoration(jnp.clip(bicubic_upsample(lr), -1, 1))
+
+
+SIZES = [(1, 1), (3, 200), (64, 64), (65, 1), (100, 150), (200, 131)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_local_model_leaves_no_trace_of_padding_and_tiles(size, batch):
+    image = photo(*size)
+    result = Upscaler(repeat, {}, tile=64, batch=batch)(image)
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result, enlarge(image))
+
+
+@pytest.mark.parametrize(("tile", "batch"), [(256, 1), (128, 4), (64, 3)])
+def test_tiles_see_one_field_of_noise(tile, batch):
+    image = photo(100, 150)
+    result = Upscaler(repeat_with_noise, {}, tile, batch)(image, seed=7)
+    noise = noise_window(7, 0, 0, 400, 600)
+    expected = np.clip(enlarge(image).astype(np.float32) / 127.5 - 1 + 0.3 * noise, -1, 1)
+    assert np.abs(result - (expected + 1) * 127.5).max() <= 0.501  # rounding
+
+
+def test_a_model_that_looks_around_shows_no_seam():
+    image = photo(150, 200)
+    whole = Upscaler(bicubic, {}, tile=256)(image).astype(int)
+    tiled = Upscaler(bicubic, {}, tile=64)(image)
+    # At a tile's edge two pixels of context are missing, where its weight is nearly nothing.
+    # At the right and bottom edges of the image, only the smaller one has been padded.
+    difference = np.abs(tiled - whole)[:-8, :-8]
+    assert difference.max() <= 6
+    assert difference.mean() < 0.05
+
+
+def test_the_device_sees_one_shape_however_large_the_image():
+    shapes = set()
+
+    def record(params, lr, noise):
+        shapes.add((lr.shape, noise.shape))
+        return repeat(params, lr, noise)
+
+    upscaler = Upscaler(record, {}, tile=64, batch=4)
+    for size in [(65, 65), (150, 131), (300, 64)]:
+        upscaler(photo(*size))
+    assert shapes == {((4, 64, 64, 3), (4, 256, 256, 3))}
+
+
+def test_pictures_from_several_threads_share_batches_and_come_out_as_alone():
+    sizes, images = [], [photo(20 + n, 60, seed=n) for n in range(6)] + [photo(150, 131)]
+    started, all_in = threading.Event(), threading.Event()
+
+    def record(params, lr, noise):
+        if not started.is_set():  # the first batch takes until the others have handed theirs in
+            started.set()
+            assert all_in.wait(10)
+        sizes.append(len(np.unique(lr.reshape(len(lr), -1), axis=0)))
+        return repeat_with_noise(params, lr, noise)
+
+    upscaler = Upscaler(record, {}, tile=64, batch=4)
+    pending = upscaler._batcher.pending
+    with ThreadPoolExecutor(7) as pool:
+        futures = [pool.submit(upscaler, image, 5) for image in images[:1]]
+        assert started.wait(10)
+        futures += [pool.submit(upscaler, image, 5) for image in images[1:]]
+        while sum(map(len, pending.values())) < 5 + 4:
+            time.sleep(0.01)
+        all_in.set()
+        results = [future.result(60) for future in futures]
+    assert sizes[:3] == [1, 4, 4]
+    for image, result in zip(images, results, strict=True):
+        alone = Upscaler(repeat_with_noise, {}, tile=64)(image, 5)
+        np.testing.assert_array_equal(result, alone)
+
+
+def test_nan_is_reported_with_the_tile():
+    def break_second_row(params, lr, noise):
+        return restoration(np.where(lr[:, :1, :1] > 0.9, np.nan, repeat(params, lr, noise).image))
+
+    image = np.zeros((96, 96, 3), np.uint8)
+    image[32, 0] = 255  # the corner of the second row's first tile
+    with pytest.raises(FloatingPointError, match="NaN or infinity in the tile at row 32, column 0"):
+        Upscaler(break_second_row, {}, tile=64)(image)
+
+
+def test_a_full_device_is_reported_with_the_cure():
+    def exhaust(params, lr, noise):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    with pytest.raises(MemoryError, match=r"1 tiles of 128x64 do not fit .* use smaller tiles"):
+        Upscaler(exhaust, {})(photo(64, 100))
+
+
+def test_other_failures_of_the_device_are_not_hidden():
+    def fail(params, lr, noise):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        Upscaler(fail, {})(photo(64, 64))
+
+
+def test_grey_arrays_and_pil_images_are_taken():
+    upscaler = Upscaler(repeat, {})
+    image = photo(5, 7)
+    grey = np.repeat(image[..., :1], 3, axis=-1)
+    np.testing.assert_array_equal(upscaler(image[..., 0]), enlarge(grey))
+    np.testing.assert_array_equal(upscaler(Image.fromarray(image)), enlarge(image))
+    np.testing.assert_array_equal(upscaler(Image.fromarray(image[..., 0])), enlarge(grey))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((5, 5, 3), np.float32),
+        np.zeros((5, 5, 2), np.uint8),
+        np.zeros((1, 5, 5, 3), np.uint8),
+        np.zeros((0, 5, 3), np.uint8),
+    ],
+)
+def test_other_arrays_are_refused(image):
+    with pytest.raises(ValueError, match=r"must be uint8 \[h, w\]"):
+        Upscaler(repeat, {})(image)
+
+
+def test_transparency_is_enlarged_smoothly():
+    alpha = np.tile(np.arange(20, dtype=np.uint8) * 10, (16, 1))
+    result = Upscaler(repeat, {})(np.dstack([photo(16, 20), alpha]))
+    assert result.shape == (64, 80, 4)
+    # Cubic convolution keeps a straight line straight, away from its ends: half-pixel centres.
+    line = 10 * ((np.arange(80) + 0.5) / 4 - 0.5)
+    assert np.abs(result[..., 8:72, 3] - line[8:72]).max() <= 1
+
+
+def test_hidden_colours_do_not_bleed():
+    image = np.zeros((64, 64, 4), np.uint8)  # green where hidden, red where seen
+    image[:, :32] = (255, 0, 0, 255)
+    image[:, 32:] = (0, 255, 0, 0)
+    result = Upscaler(bicubic, {})(image)
+    seen = result[result[..., 3] > 0]
+    assert seen[:, 0].min() >= 254
+    assert seen[:, 1].max() <= 1
+
+
+@pytest.mark.parametrize("tile", [0, 100, -64])
+def test_tiles_that_networks_cannot_take_are_refused(tile):
+    with pytest.raises(ValueError, match=f"tile is {tile}, but must be a multiple of 64"):
+        Upscaler(repeat, {}, tile=tile)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def test_a_loaded_model_pads_samples_and_crops(model):
+    image = photo(40, 60)
+    upscaler = Upscaler.from_pretrained(model)
+    result = upscaler(image, seed=3)
+
+    padded = np.pad(image, ((0, 24), (0, 4), (0, 0)), mode="reflect")[None] / np.float32(127.5) - 1
+    noise = noise_window(3, 0, 0, 256, 256)[None]
+    whole = upscaler.super_resolve(upscaler.params, padded, noise)
+    expected = whole.image[0, :160, :240]
+    np.testing.assert_array_equal(result, np.round((np.asarray(expected) + 1) * 127.5))
+
+    np.testing.assert_array_equal(upscaler(image, seed=3), result)
+    assert (upscaler(image, seed=4) != result).mean() > 0.1
+
+
+def test_the_recipe_names_what_decides_a_result(model):
+    recipe = Upscaler.from_pretrained(model).recipe
+    assert Upscaler.from_pretrained(model, method="ddim", min_noise=0.4).recipe == recipe
+    others = [dict(steps=2), dict(method="ancestral"), dict(min_noise=0.5), dict(fidelity=0.5)]
+    recipes = [Upscaler.from_pretrained(model, **other).recipe for other in others]
+    recipes.append(Upscaler.from_pretrained().recipe)
+    assert recipe not in recipes
+    assert all(recipes.count(other) == 1 for other in recipes)
+
+
+def test_a_model_without_estimator_is_refused(model, tmp_path):
+    config, params = load_model(model)
+    save_model(tmp_path / "half", config, {"denoiser": params["denoiser"]})
+    with pytest.raises(ValueError, match="half holds no estimator"):
+        Upscaler.from_pretrained(tmp_path / "half")
+
+
+def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone"):
+        Upscaler.from_pretrained(tmp_path / "gone")
+
+
+def test_importing_the_package_does_not_import_jax():
+    code = "import sys, upsr_jax; print('jax' in sys.modules, 'Upscaler' in dir(upsr_jax))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "False"]

@@ -1,0 +1,181 @@
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from upsr_jax.weights.model_folder import load_model, save_model
+
+CONFIG = {"model": {"width": 32, "multipliers": (1, 2), "mask": "swin"}, "rate": 1e-4, "none": None}
+FILES = ["model.safetensors", "config.json", "sha256"]
+
+
+def make_params(seed: int) -> dict:
+    values = np.random.default_rng(seed).random(18, np.float32).reshape(2, 9)
+    return {"denoiser": {"stem": {"kernel": values, "bias": values[0]}}, "estimator": {"s": values}}
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    save_model(tmp_path / "model", CONFIG, make_params(0))
+    return tmp_path / "model"
+
+
+def assert_holds(folder: Path, seed: int) -> None:
+    """Check that a folder is the whole model that `make_params(seed)` gave."""
+    _, params = load_model(folder)
+    expected = make_params(seed)
+    kernel = expected["denoiser"]["stem"]["kernel"]
+    np.testing.assert_array_equal(params["denoiser"]["stem"]["kernel"], kernel)
+    np.testing.assert_array_equal(params["estimator"]["s"], expected["estimator"]["s"])
+
+
+def test_model_comes_back(model):
+    config, params = load_model(model)
+    assert isinstance(config, ConfigDict)
+    assert config.to_dict() == CONFIG
+    assert isinstance(config.model.multipliers, tuple)
+    assert params.keys() == {"denoiser", "estimator"}
+    assert_holds(model, 0)
+
+
+def test_config_dict_is_taken(tmp_path):
+    save_model(tmp_path / "model", ConfigDict(CONFIG), make_params(0))
+    assert load_model(tmp_path / "model")[0] == ConfigDict(CONFIG)
+
+
+def test_transposed_arrays_come_back(tmp_path):
+    """The safetensors library writes the buffer of a transposed view as it lies."""
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 0, 1)
+    save_model(tmp_path / "model", {}, {"a": array, "b": array[1], "scalar": jnp.float32(3)})
+    _, params = load_model(tmp_path / "model")
+    np.testing.assert_array_equal(params["a"], array)
+    np.testing.assert_array_equal(params["b"], array[1])
+    assert params["scalar"].shape == () and params["scalar"] == 3
+
+
+def test_dtype_is_kept_on_disk_and_float32_in_memory(tmp_path):
+    half = jnp.linspace(-1, 1, 7, dtype=jnp.bfloat16)
+    save_model(tmp_path / "model", {}, {"half": half})
+    stored = load_model(tmp_path / "model", dtype=None)[1]["half"]
+    loaded = load_model(tmp_path / "model")[1]["half"]
+    assert (stored.dtype, loaded.dtype) == (jnp.bfloat16, np.float32)
+    np.testing.assert_array_equal(stored, half)
+    np.testing.assert_array_equal(loaded, np.asarray(half, np.float32))
+
+
+def test_sums_are_those_of_sha256sum(model):
+    for line in (model / "sha256").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((model / name).read_bytes()).hexdigest() == digest
+    assert sorted(path.name for path in model.iterdir()) == sorted(FILES)
+    if shutil.which("sha256sum"):
+        subprocess.run(["sha256sum", "--check", "--strict", "sha256"], cwd=model, check=True)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_file_is_named(model, name):
+    (model / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"model/{name} is missing: copy, download"):
+        load_model(model)
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", [lambda x: x[:-1], lambda x: x[:-9] + b"!" + x[-8:]])
+def test_damage_is_seen(model, name, damage):
+    (model / name).write_bytes(damage((model / name).read_bytes()))
+    with pytest.raises(ValueError, match=f"model/{name} is damaged"):
+        load_model(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("model.safetensors", b"\x30" * 40), ("config.json", b"[1")],
+)
+def test_foreign_content_with_right_sums_is_refused(model, name, content):
+    sums = (model / "sha256").read_text()
+    old = hashlib.sha256((model / name).read_bytes()).hexdigest()
+    (model / name).write_bytes(content)
+    (model / "sha256").write_text(sums.replace(old, hashlib.sha256(content).hexdigest()))
+    with pytest.raises(ValueError, match="model is no model folder of this program"):
+        load_model(model)
+
+
+def test_nothing_is_overwritten_unasked(model):
+    with pytest.raises(FileExistsError, match="exists already"):
+        save_model(model, CONFIG, make_params(1))
+    assert_holds(model, 0)
+    save_model(model, CONFIG, make_params(1), overwrite=True)
+    assert_holds(model, 1)
+    assert list(model.parent.iterdir()) == [model]
+
+
+def test_a_folder_with_other_files_is_never_overwritten(model):
+    (model / "photo.jpg").touch()
+    with pytest.raises(FileExistsError, match="other files"):
+        save_model(model, CONFIG, make_params(1), overwrite=True)
+    assert_holds(model, 0)
+
+
+def test_unwritable_config_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_model(tmp_path / "model", {"dtype": jnp.ones(2)}, make_params(0))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("failing_rename", [1, 2])
+def test_failure_leaves_the_previous_model(model, monkeypatch, failing_rename):
+    renames, rename = [], Path.rename
+
+    def fail(self, target):
+        renames.append(target)
+        if len(renames) == failing_rename:
+            raise OSError("no space left")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_model(model, CONFIG, make_params(1), overwrite=True)
+    assert_holds(model, 0)
+    assert list(model.parent.iterdir()) == [model]
+
+
+KILLED_SAVE = """
+import json, os, signal, sys
+import numpy as np
+from upsr_jax.weights import model_folder
+
+def kill(path):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+model_folder.sync = kill  # the moment when all files are there, but maybe not yet on the disk
+model_folder.save_model(sys.argv[1], {}, {"a": np.zeros(9)}, overwrite=True)
+"""
+
+
+def test_kill_leaves_the_previous_model(model):
+    result = subprocess.run([sys.executable, "-c", KILLED_SAVE, str(model)], check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert_holds(model, 0)
+    left = [path for path in model.parent.iterdir() if path != model]
+    assert all(path.name.startswith(".model.") for path in left)
+    assert json.loads((model / "config.json").read_text())["rate"] == 1e-4
+
+
+def test_kill_of_a_first_save_leaves_no_model(tmp_path):
+    target = tmp_path / "model"
+    result = subprocess.run([sys.executable, "-c", KILLED_SAVE, str(target)], check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert not target.exists()

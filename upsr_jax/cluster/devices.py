@@ -1,0 +1,57 @@
+"""Run functions over batches on all devices of this process, each compiled once for a shape."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+WHOLE, SPLIT = PartitionSpec(), PartitionSpec("batch")
+
+
+def local_mesh() -> Mesh:
+    """Line up the devices of this process, over which batches are split."""
+    return Mesh(np.asarray(jax.local_devices()), ("batch",))
+
+
+def put_whole(tree: Any, mesh: Mesh) -> Any:
+    """Place a copy of NumPy arrays on every device of this process."""
+    return jax.device_put(tree, NamedSharding(mesh, WHOLE))
+
+
+def localize(tree: Any, mesh: Mesh) -> Any:
+    """Take this process's copies of arrays that every device of all processes has a copy of."""
+    sharding = NamedSharding(mesh, WHOLE)
+
+    def own(x: jax.Array) -> jax.Array:
+        copies = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, copies)
+
+    return jax.tree.map(own, tree)
+
+
+def split_rows(function: Callable[[Any, Any], Any], mesh: Mesh) -> Any:
+    """Jit a function `(params, batch) -> results` for batches that are split evenly over devices.
+
+    Batch and results are trees of arrays [rows, ...]. Each device runs the same program on its own
+    rows and none talks to another: compiled for all rows and then split, it might round differently
+    for another number of devices.
+    """
+    specs = WHOLE, SPLIT
+    on_each_device = jax.shard_map(
+        function, mesh=mesh, in_specs=specs, out_specs=SPLIT, check_vma=False
+    )
+    return jax.jit(on_each_device, in_shardings=[NamedSharding(mesh, spec) for spec in specs])
+
+
+@contextmanager
+def fitting(what: str, cure: str) -> Iterator[None]:
+    """Turn a device's lack of memory into a MemoryError that names what doesn't fit, and a cure."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(f"{what} do not fit into the device's memory; {cure}.") from error

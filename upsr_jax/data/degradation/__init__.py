@@ -1,0 +1,1 @@
+"""How low-resolution images are made of photographs."""

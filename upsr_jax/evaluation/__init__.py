@@ -1,0 +1,1 @@
+"""Upscale test sets and measure the results."""

@@ -1,0 +1,117 @@
+"""Evaluate a model again and again while it is trained."""
+
+from collections.abc import Callable, Mapping
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import cv2
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from upsr_jax.cluster.devices import local_mesh, localize
+from upsr_jax.data.degradation.host import to_bytes, to_unit
+from upsr_jax.data.test_sets import list_entries, make_read_fn
+from upsr_jax.evaluation.measure import (
+    Measured,
+    check_eval,
+    columns,
+    host_metrics,
+    load_pristine_model,
+    make_evaluate_fn,
+    measurable,
+)
+from upsr_jax.evaluation.pieces import share
+from upsr_jax.evaluation.timing import Timing
+
+
+class Report(NamedTuple):
+    """Mean of each metric, the metrics of each image, and a picture of the first images.
+
+    A mean is over the images that the metric could be measured for; without one it is left out.
+    `means` and `rows` also hold the metrics of bicubic upsampling, as `bicubic_NAME`.
+    """
+
+    means: dict[str, float]
+    rows: dict[str, dict[str, float]]
+    picture: np.ndarray
+
+
+class Evaluator:
+    """Evaluate params during training; keeps images and compiled programs.
+
+    Every process restores its share and receives all numbers. `gather_fn` puts a whole copy of the
+    params, however they are split in training, on every device.
+    """
+
+    def __init__(self, config: ConfigDict, gather_fn: Callable[[Any], Any]):
+        check_eval(config.eval)
+        self.config = config
+        self.entries = list_entries(config.eval)
+        self.metrics = measurable(config.eval)
+        if config.train.keep_best not in ("", *self.metrics):
+            raise ValueError(
+                f"config.train.keep_best is {config.train.keep_best!r}, but config.eval measures "
+                f"{', '.join(self.metrics)}"
+            )
+        read_fn = make_read_fn(config)
+        own = share(self.entries, jax.process_index(), jax.process_count())
+        self.examples = [read_fn(entry) for entry in own]
+        self.local = local_mesh()
+        self.evaluate_fn = make_evaluate_fn(config, self.metrics, self.local, Timing())
+        self.gather_fn = gather_fn
+        self.pristine = load_pristine_model()
+
+    def __call__(self, params: Mapping[str, Any], stop_fn: Callable[[], bool]) -> Report | None:
+        """Restore and measure every image; None as soon as `stop_fn` says so.
+
+        All processes ask it together, after every image, and it must tell all of them the same.
+        """
+        keys = columns(self.metrics)
+        values = np.zeros((len(self.entries), len(keys)), np.float32)
+        numbers = {entry.name: i for i, entry in enumerate(self.entries)}
+        strips = {}
+        items = self.evaluate_fn(localize(self.gather_fn(params), self.local), self.examples)
+        rounds = range(-(-len(self.entries) // jax.process_count()))  # on every process as many
+        for _, item in zip_longest(rounds, items):
+            if item is not None:
+                number = numbers[item.example.name]
+                row = item.values | host_metrics(self.metrics, item.restored, self.pristine)
+                values[number] = [row[key] for key in keys]
+                if number < self.config.eval.pictures:
+                    strips[number] = picture_strip(item)
+            if stop_fn():
+                return None
+        values = multihost_utils.process_allgather(values[None], tiled=True).sum(axis=0)
+        rows = {
+            name: dict(zip(keys, map(float, row), strict=True))
+            for name, row in zip(numbers, values, strict=True)
+        }
+        found = {key: x[np.isfinite(x)] for key, x in zip(keys, values.T, strict=True)}
+        means = {key: float(x.mean(dtype=np.float64)) for key, x in found.items() if len(x)}
+        return Report(means, rows, stack_strips([strips[number] for number in sorted(strips)]))
+
+
+def picture_strip(item: Measured) -> np.ndarray:
+    """Put LR, bicubic, estimate, noise weight, result and ground truth side by side, 8 bits."""
+    example, restored = item.example, item.restored
+    panels = [
+        to_unit(example.lr).repeat(4, axis=0).repeat(4, axis=1),
+        *((x + 1) / 2 for x in (restored.bicubic, restored.estimate)),
+        restored.noise_weight,
+        (restored.image + 1) / 2,
+    ]
+    truth = [] if example.hr is None else [example.hr]
+    return np.concatenate([*(to_bytes(panel) for panel in panels), *truth], axis=1)
+
+
+def stack_strips(strips: list[np.ndarray]) -> np.ndarray:
+    """Stack strips below each other, narrower ones filled with white."""
+    width = max((strip.shape[1] for strip in strips), default=1)
+    white = (255, 255, 255)
+    filled = [
+        cv2.copyMakeBorder(s, 0, 0, 0, width - s.shape[1], cv2.BORDER_CONSTANT, value=white)
+        for s in strips
+    ]
+    return np.concatenate(filled or [np.full((1, width, 3), 255, np.uint8)])

@@ -1,0 +1,50 @@
+"""Find the picture files in folders, by their suffix."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+READ_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+UNREAD_SUFFIXES = (".avif", ".avifs", ".gif", ".heic", ".heif", ".jp2", ".jxl")
+
+
+def find_images(
+    folder: str | Path,
+    suffixes: tuple[str, ...] = READ_SUFFIXES,
+    on_error: Callable[[OSError], None] | None = None,
+) -> list[str]:
+    """List the image files in a folder and its subfolders, by their suffix, sorted.
+
+    Links are followed, but not in a circle; files and subfolders whose names begin with a dot are
+    left out. There are none in a missing folder; one that cannot be read raises OSError, or is
+    left out where that is given to `on_error`.
+    """
+    if not os.path.isdir(folder):
+        return []
+    return sorted(_walk(os.fspath(folder), (), suffixes, on_error))
+
+
+def _walk(
+    folder: str,
+    above: tuple[str, ...],
+    suffixes: tuple[str, ...],
+    on_error: Callable[[OSError], None] | None,
+) -> Iterator[str]:
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        if on_error is None:
+            raise
+        on_error(error)
+        return
+    for name in names:
+        path = os.path.join(folder, name)
+        if name.startswith("."):
+            continue
+        if os.path.isdir(path):
+            yield from _walk(path, (*above, real), suffixes, on_error)
+        elif name.lower().endswith(suffixes):
+            yield path

@@ -1,0 +1,160 @@
+"""Read photos as 8-bit sRGB arrays.
+
+16-bit files are scaled down and other colour spaces converted, so that no picture changes its look
+on the way. Errors are ImageError, one sentence each.
+"""
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
+
+from upsr_jax.files import exif
+
+READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+MAX_PIXELS = 2**26  # the result has 16 times as many, 3 GiB of them
+TOO_LARGE = f"more than {MAX_PIXELS:,} pixels, the most that is read; cut it into parts."
+
+# TIFF tags. Of 16-bit grey, Pillow decodes rightly what uses all 16 bits and means black by 0.
+BITS_PER_SAMPLE, PHOTOMETRIC, ZERO_IS_BLACK = 258, 262, 1
+
+# Pillow takes a PNG for damaged if one of its texts is above 1 MiB, as of programs that keep their
+# whole work in it. The sum of all keeps its limit of 64 MiB.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read or written; the message names the file and the cure."""
+
+
+def read_image(path: str | Path) -> UInt8[np.ndarray, "h w c"]:
+    """Read a photo as it is meant to be seen: upright, sRGB, 8 bits.
+
+    Returns RGB, or RGBA if any pixel is not opaque. Raises ImageError for anything but one whole
+    still image of at most MAX_PIXELS pixels; nothing is decoded before the size is known.
+    """
+    return read_photo(path)[0]
+
+
+def read_photo(path: str | Path) -> tuple[UInt8[np.ndarray, "h w c"], Image.Exif]:
+    """Read a photo as `read_image` does, and of its EXIF data what its result keeps."""
+    with _open(path) as image:
+        return to_pixels(image), exif.read_kept(image)
+
+
+def count_pixels(path: str | Path) -> int:
+    """Tell from its header how many pixels a photo has; raise ImageError as `read_image` does."""
+    with _open(path) as image:
+        return image.width * image.height
+
+
+def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+    """Turn an image of any common mode into upright 8-bit sRGB, RGBA if any pixel is not opaque."""
+    image = exif.turn_upright(image)
+    if image.mode.startswith("I;16") and not image.has_transparency_data:
+        image = _scale_to_8_bits(image)
+    if image.mode in ("I", "F", "LAB", "HSV") or image.mode.startswith("I;16"):
+        raise ImageError(f"pixels of mode {image.mode} are not supported; save it as 8-bit RGB.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode not in ("L", "CMYK"):  # those may have a profile of their own
+        image = image.convert("RGB")
+    pixels = np.asarray(_to_srgb(image))
+    return pixels[..., :3] if pixels.shape[-1] == 4 and pixels[..., 3].min() == 255 else pixels
+
+
+def read_note(path: str | Path) -> str | None:
+    """Read the note that an image was written with, from its header; None if there is none.
+
+    Pillow opens the results of photos above 11 megapixels only `without_limit`.
+    """
+    try:
+        with Image.open(path) as image:
+            return exif.read_note(image)
+    except Exception:  # decoders raise anything on damaged files
+        return None
+
+
+@contextlib.contextmanager
+def without_limit() -> Iterator[None]:
+    """Let Pillow open files of any size, in all threads; `read_image` has its own limit."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextlib.contextmanager
+def _open(path: str | Path) -> Iterator[Image.Image]:
+    """Open a photo, not decoded yet; what goes wrong with it, then or later, is an ImageError."""
+    try:
+        _check_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, and of sizes that are checked here
+            with Image.open(path, formats=READ_FORMATS) as image:
+                _check_readable(image)
+                yield image
+    except Exception as error:  # decoders raise anything on damaged files
+        raise ImageError(f"{path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case ImageError():
+            return str(error)
+        case PermissionError():
+            return "no permission to read it."
+        case UnidentifiedImageError():
+            return "not a whole JPEG, PNG, WebP, BMP or TIFF image; save it as one."
+        case Image.DecompressionBombError():
+            return TOO_LARGE
+    return f"damaged or cut short ({error}); get a whole copy."
+
+
+def _check_file(path: str | Path) -> None:
+    if not os.path.exists(path):  # unlike Path.exists, it never raises
+        raise ImageError("no such file.")
+    if not os.path.isfile(path):
+        raise ImageError("not a file.")
+    if os.path.getsize(path) == 0:
+        raise ImageError("the file is empty (0 bytes); get it again.")
+
+
+def _check_readable(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(TOO_LARGE)
+    # A phone's JPEG of format MPO hides a depth map or a second view behind the photo.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise ImageError("holds more than one picture; save the one you mean.")
+    if image.format == "TIFF" and image.mode.startswith("I;16"):
+        layout = image.getexif().get(BITS_PER_SAMPLE), image.getexif().get(PHOTOMETRIC)
+        if layout != (16, ZERO_IS_BLACK):
+            raise ImageError("this kind of 16-bit TIFF is not supported; save it as 8-bit RGB.")
+
+
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey; Pillow's own conversion clips it."""
+    grey = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+    grey.info = image.info
+    return grey
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return image.convert(mode)
+    try:
+        source, target = io.BytesIO(profile), ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(source, target, image.mode, mode)
+    except ImageCms.PyCMSError:
+        # Damaged, or meant for other channels: viewers show such a picture as sRGB too.
+        return image.convert(mode)
+    return transform.apply(image)

@@ -1,0 +1,54 @@
+"""Evaluate what a run has trained: `--mode evaluate`."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from upsr_jax.data.test_sets import find_entries
+from upsr_jax.evaluation.run import evaluate_set
+from upsr_jax.train.checkpoints import read_checkpoint
+from upsr_jax.train.config import check_config
+from upsr_jax.weights.model_folder import check_same, load_model, take_networks
+
+
+def evaluate(
+    config: ConfigDict, workdir: str | Path, out: str | Path | None = None
+) -> dict[str, Any]:
+    """Evaluate config.eval.model, or else the last checkpoint in `workdir`, into `out`.
+
+    That is `workdir/evaluation` if not given. Every device has a whole copy of the networks and
+    images of its own, whatever config.mesh says, which is for training. See `evaluate_set` for what
+    it gets.
+    """
+    check_config(config)
+    workdir = Path(workdir)
+    entries = find_entries(config.eval)  # before a model is asked for: sets take longer to get
+    params = load_params(config, workdir)
+    return evaluate_set(config, entries, params, Path(out or workdir / "evaluation"))
+
+
+def load_params(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Load the model folder config.eval.model, or else the last checkpoint in `workdir`.
+
+    Raises ValueError if networks are missing, or they were trained for another config.
+    """
+    if config.eval.model:
+        name, (stored, params) = config.eval.model, load_model(config.eval.model)
+    else:
+        last = read_checkpoint(workdir)
+        name, stored, params = workdir, last.config, last.model
+    params = take_networks(name, stored, params, config, ["estimator", config.network])
+    if config.network == "denoiser":
+        check_same(name, stored, config, "diffusion")
+        if stored.sampler.method == "one_step" != config.sampler.method:
+            raise ValueError(
+                f"{name} was trained to restore in one step and has not learned "
+                f"{config.sampler.method}: set config.sampler.method to one_step"
+            )
+        if stored.prior.un != config.prior.un:
+            raise ValueError(
+                f"{name} was trained with config.prior.un = {stored.prior.un}, not "
+                f"{config.prior.un}: set it so"
+            )
+    return params

@@ -1,0 +1,271 @@
+"""Train the denoiser or the estimator: on any number of devices and hosts, stopped and resumed."""
+
+import json
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from upsr_jax.cluster.environment import device_memory
+from upsr_jax.cluster.join import create_workdir
+from upsr_jax.data.pipeline import example_names, open_sources, train_batches
+from upsr_jax.evaluation.watch import Evaluator
+from upsr_jax.train.checkpoints import (
+    check_images,
+    check_run,
+    choose_checkpoint,
+    explain_failure,
+    export_model,
+    model_params,
+    open_checkpoints,
+    restore,
+    save,
+    was_evaluated,
+)
+from upsr_jax.train.config import check_batch, check_config
+from upsr_jax.train.describe import describe_run, log_setup, speed_limits
+from upsr_jax.train.meter import Meter
+from upsr_jax.train.optimizer import create_optimizer, create_schedule
+from upsr_jax.train.sharding import create_mesh, make_gather_fn, replicated, to_global
+from upsr_jax.train.state import abstract_state, create_sharded_state, load_frozen
+from upsr_jax.train.step import LossFn, make_loss_fn, make_train_step
+from upsr_jax.train.writer import Writer
+
+logger = logging.getLogger(__name__)
+
+
+def train_and_evaluate(
+    config: ConfigDict,
+    workdir: str | Path,
+    profile: tuple[int, int] | None = None,
+    make_loss_fn: Callable[[ConfigDict, str], LossFn] = make_loss_fn,
+) -> None:
+    """Train until config.train.steps, from the last whole checkpoint in `workdir` if there is one.
+
+    Writes checkpoints, metrics.jsonl, TensorBoard events, pictures, the config and environment and,
+    at the end, the model folder `workdir/model` with the averaged weights. SIGTERM and SIGINT end
+    it early, after a checkpoint; the same call goes on from there. `profile` names the first and
+    the last step of a trace that goes into `workdir/profile`. `make_loss_fn` stands in for
+    `step.make_loss_fn`, to compute the same in another way.
+
+    Raises:
+      FloatingPointError: the loss is not finite; names the step and the batch's examples.
+      OSError: a file is missing, or something can't be written; the checkpoints stay whole.
+      ValueError: the config asks for what can't be done, or contradicts the run in `workdir`.
+    """
+    check_config(config)
+    mesh = create_mesh(**config.mesh)
+    check_batch(config, mesh)
+    workdir = Path(workdir).absolute()
+    is_main = jax.process_index() == 0
+    settings = config.train
+
+    with stop_signals() as signals, ExitStack() as resources:
+        create_workdir(workdir)
+        latest = choose_checkpoint(workdir)
+        if latest is not None:
+            check_run(workdir, latest, config)
+            if latest > settings.steps:
+                raise ValueError(
+                    f"the run in {workdir} has done {latest} steps, more than config.train.steps = "
+                    f"{settings.steps}: set that higher, or start another run in another --workdir"
+                )
+            if latest == settings.steps and is_finished(workdir):
+                logger.info("nothing to do: this run has finished its %d steps", settings.steps)
+                return
+        images = [source.size for source in open_sources(config.data)]
+        if latest is not None:
+            check_images(workdir, latest, images)
+        if is_main:
+            describe_run(workdir, config)
+
+        learning_rate = create_schedule(**config.schedule)
+        optimizer = create_optimizer(learning_rate, **config.optimizer)
+        frozen = load_frozen(config, mesh)
+        checkpoints = resources.enter_context(open_checkpoints(workdir, config))
+        if latest is None:
+            state = create_sharded_state(config, optimizer, mesh)
+        else:
+            shapes = abstract_state(config, optimizer, mesh)
+            state = restore(checkpoints, latest, config, shapes, frozen)
+        if is_main:
+            log_setup(config, mesh, state.params)
+        evaluator = Evaluator(config, make_gather_fn(mesh)) if settings.eval_every else None
+        meter = Meter(config.data.batch_size, *speed_limits(config, state.params, frozen))
+        loss_fn = make_loss_fn(config, settings.remat)
+        train_step = jax.jit(
+            make_train_step(
+                loss_fn, optimizer, settings.ema_decay, config.seed, settings.microbatches, mesh
+            ),
+            out_shardings=(jax.tree.map(lambda x: x.sharding, state), replicated(mesh)),
+            donate_argnums=0,
+        )
+        done = first = int(state.step)
+        process = jax.process_index(), jax.process_count()
+        batches = resources.enter_context(
+            closing(train_batches(config.data, config.degradation, config.seed, first, *process))
+        )
+        writer = resources.enter_context(closing(Writer(workdir, first, enabled=is_main)))
+        progress = resources.enter_context(
+            tqdm(total=settings.steps, initial=first, unit="step", disable=not is_main)
+        )
+        pending = None  # terms of the step before, read while the devices work on the next one
+        tracing = False
+        stop = wished_anywhere(signals)  # before minutes of compilation
+
+        def is_due(every: int) -> bool:
+            return every > 0 and (done % every == 0 or done == settings.steps)
+
+        evaluated = latest is None or was_evaluated(workdir, latest)
+        if evaluator and not evaluated and is_due(settings.eval_every) and not stop:
+            # The run was stopped before this.
+            params = model_params(config, state.ema_params, frozen)
+            stop = write_evaluation(evaluator, params, signals, done, writer) is None
+        while done < settings.steps and not stop:
+            with meter.waiting():
+                batch = next(batches)
+            index = batch.pop("index")
+            # All processes must stop after the same step: the wish travels with the batch.
+            batch["stop"] = np.full(len(index), bool(signals))
+            batch = to_global(batch, mesh)
+            if profile and done + 1 == max(profile[0], first + 1) <= profile[1]:
+                jax.profiler.start_trace(workdir / "profile")
+                tracing = True
+            with (
+                meter.paused(done == first),  # the first call compiles
+                jax.transfer_guard("disallow"),  # nothing else goes to the devices unnoticed
+            ):
+                state, terms = train_step(state, frozen, batch)
+            done += 1
+            progress.update()
+            stop = read_terms(pending, meter, checkpoints, config.data)
+            pending = (done, index, terms)
+
+            log_due, evaluate_due, save_due = map(
+                is_due, (settings.log_every, settings.eval_every, settings.checkpoint_every)
+            )
+            if log_due or evaluate_due or save_due or stop:
+                stop = read_terms(pending, meter, checkpoints, config.data) or stop
+                pending = None
+            if profile and tracing and done in (profile[1], settings.steps):
+                jax.block_until_ready(terms)
+                jax.profiler.stop_trace()
+                tracing = False
+            if log_due or stop:
+                values = meter.summary() | device_memory()
+                values["learning_rate"] = float(learning_rate(done - 1))
+                writer.scalars(done, "train", values)
+                progress.set_postfix_str(
+                    f"loss {values['loss']:.4f}, {values['images_per_second']:.1f} images/s"
+                )
+            with meter.paused():
+                metrics = {}
+                if evaluator and evaluate_due and not stop:  # who ends a run early won't wait
+                    params = model_params(config, state.ema_params, frozen)
+                    metrics = write_evaluation(evaluator, params, signals, done, writer)
+                    stop = metrics is None
+                if save_due or stop:
+                    save(checkpoints, config, state, frozen, images, metrics)
+                with explain_failure(checkpoints):
+                    checkpoints.check_for_errors()
+        if tracing:
+            jax.profiler.stop_trace()
+        resources.close()  # waits for the last checkpoint
+        if done == settings.steps and not stop:
+            return finish(workdir)
+        names = " and ".join(signal.Signals(number).name for number in sorted({*signals}))
+        logger.info(
+            "stopped by %s after step %d%s: the same command goes on from there",
+            names or "another process",
+            done,
+            ", which is saved" if done > first else "",
+        )
+
+
+def wished_anywhere(signals: list[int]) -> bool:
+    """Return on every process whether one of them has received a signal."""
+    return bool(multihost_utils.process_allgather(np.array(bool(signals))).any())
+
+
+def is_finished(workdir: Path) -> bool:
+    """Return on every process whether process 0 sees that the run has finished."""
+    finished = np.array((workdir / "finished").exists())
+    return bool(multihost_utils.broadcast_one_to_all(finished))
+
+
+def write_evaluation(
+    evaluator: Evaluator, params: Any, signals: list[int], step: int, writer: Writer
+) -> dict[str, float] | None:
+    """Evaluate params, write and return the means; None if a process wishes to stop instead."""
+    report = evaluator(params, partial(wished_anywhere, signals))
+    if report is None:
+        return None
+    writer.scalars(step, "eval", report.means)
+    writer.picture(step, "eval", report.picture)
+    if writer.enabled:
+        tqdm.write(f"step {step}: {json.dumps(report.means)}")
+    return report.means
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT in a list, to act on when it is safe; a second SIGINT aborts."""
+    received: list[int] = []
+
+    def receive(number, frame):
+        if number in received and number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        if not received:
+            logger.warning(
+                "%s: ending after the step at hand, with a checkpoint", signal.Signals(number).name
+            )
+        received.append(number)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def read_terms(
+    pending: tuple | None, meter: Meter, checkpoints: ocp.CheckpointManager, data: ConfigDict
+) -> bool:
+    """Wait for a step's terms and meter them; return whether a process wishes to stop.
+
+    Raises FloatingPointError, with all that helps, if one is not finite.
+    """
+    if pending is None:
+        return False
+    step, index, terms = pending
+    values = jax.device_get(terms)
+    stop = bool(values.pop("stop"))
+    if not all(np.isfinite(value).all() for value in values.values()):
+        latest = checkpoints.latest_step()
+        good = "there is no checkpoint yet"
+        if latest is not None:
+            good = f"the last good checkpoint is that of step {latest}"
+        scalars = {name: float(value) for name, value in values.items() if value.ndim == 0}
+        names = ", ".join(example_names(data, index))
+        raise FloatingPointError(f"step {step} gave {scalars} on {names}; {good}")
+    meter.add(values)
+    return stop
+
+
+def finish(workdir: Path) -> None:
+    """Write the model folder and, for job scripts, a file that says that the run is finished."""
+    if jax.process_index() == 0:
+        step = export_model(workdir, workdir / "model", overwrite=True)
+        (workdir / "finished").write_text(f"{step}\n")
+        logger.info("model folder: %s", workdir / "model")

@@ -1,0 +1,105 @@
+"""What training changes: step, parameters, their moving average and the optimizer's state."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from upsr_jax.models.build import init_denoiser, init_estimator
+from upsr_jax.train.sharding import put, replicated, split_state
+from upsr_jax.weights.model_folder import load_networks
+from upsr_jax.weights.published import load_lpips_vgg
+
+
+@struct.dataclass
+class TrainState:
+    """State after `step` updates (int32), a tree of arrays, or of what a map makes of them."""
+
+    step: Any
+    params: Any
+    ema_params: Any
+    opt_state: optax.OptState
+
+
+def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """Start at step 0 with the average equal to the parameters."""
+    ema_params = jax.tree.map(jnp.copy, params)  # an own buffer: the state's buffers are donated
+    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
+
+
+def apply_gradients(
+    state: TrainState, grads: Any, optimizer: optax.GradientTransformation, ema_decay: float
+) -> TrainState:
+    """Update the parameters once and the average by ema = decay·ema + (1 - decay)·params."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
+    return TrainState(state.step + 1, params, ema_params, opt_state)
+
+
+def load_frozen(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+    """Load the weights that the loss needs and that don't learn, a copy for every device."""
+    frozen = {}
+    if config.loss.lpips_weight:
+        frozen["lpips"] = load_lpips_vgg()
+    if config.network == "denoiser":
+        frozen["estimator"] = load_part(config, "estimator")
+    return put(frozen, jax.tree.map(lambda _: replicated(mesh), frozen))
+
+
+def load_part(config: ConfigDict, part: str) -> Any:
+    """Load one network, "denoiser" or "estimator", from the model folder config.pretrained names.
+
+    Raises ValueError if none is named, or if its network is missing or another than the config's.
+    """
+    folder = config.pretrained[part]
+    if not folder:
+        raise ValueError(
+            f"training the denoiser needs a trained {part}: set config.pretrained.{part} to a "
+            "model folder, trained with configs/estimator_x4.py or converted with `upsr convert`"
+        )
+    return load_networks(folder, config, [part])[part]
+
+
+def create_sharded_state(
+    config: ConfigDict, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Draw the trained network's parameters, or load those config.pretrained names, and begin.
+
+    Every array is made in the shards in which it stays.
+    """
+    shapes = abstract_state(config, optimizer, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    if config.pretrained[config.network]:
+        params = put(load_part(config, config.network), shardings.params)
+    else:
+        params = jax.jit(partial(draw_params, config), out_shardings=shardings.params)()
+    create = partial(create_state, optimizer=optimizer)
+    return jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
+
+
+def abstract_state(
+    config: ConfigDict, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Describe the state by shapes, dtypes and shardings, without an array."""
+    create = partial(create_state, optimizer=optimizer)
+    shapes = jax.eval_shape(create, jax.eval_shape(partial(draw_params, config)))
+
+    def with_sharding(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(with_sharding, shapes, split_state(shapes, mesh))
+
+
+def draw_params(config: ConfigDict) -> Any:
+    """Draw the trained network's parameters from config.seed."""
+    init_fn, block = {
+        "estimator": (init_estimator, config.estimator),
+        "denoiser": (init_denoiser, config.model),
+    }[config.network]
+    return init_fn(jax.random.fold_in(jax.random.key(config.seed), 0x1217), block)

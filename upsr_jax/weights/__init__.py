@@ -1,0 +1,1 @@
+"""Weights of networks: model folders, published ones, and PyTorch files."""

@@ -1,0 +1,252 @@
+"""Convert PyTorch files to a model folder and back: what `upsr convert` does.
+
+What a network is, and how large, is read off the names and shapes of its weights.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from upsr_jax.convert import (
+    Buffer,
+    denoiser_from_torch,
+    denoiser_table,
+    denoiser_to_torch,
+    estimator_from_torch,
+    estimator_to_torch,
+    lpips_from_torch,
+)
+from upsr_jax.files.whole import file_sha256
+from upsr_jax.models.attention import SHIFT_REGIONS
+from upsr_jax.models.build import CONFIG_BLOCKS
+from upsr_jax.weights.model_folder import WEIGHTS, load_model, save_model
+from upsr_jax.weights.torch_files import read_torch, write_torch
+
+# What the released model was trained and tested with and its weights don't show.
+RELEASED = {
+    "dtype": "float32",
+    "prior": {"un": 0.1, "min_noise": 0.4},
+    "diffusion": {"steps": 5, "kappa": 2.5, "power": 0.2, "min_noise_level": 0.2, "end": 0.99},
+    "sampler": {"method": "ddim", "steps": 5},
+}
+RELEASED_NOMINAL_SIZE = 64
+RELEASED_CATEGORY_SIZE = 128
+
+# An entry that only this kind of network has.
+MARKS = {
+    "denoiser": "input_blocks.0.0.weight",
+    "estimator": "layers.0.residual_group.td",
+    "lpips": "lin0.model.1.weight",
+}
+TORCH_FILES = {"denoiser": "upsr.pth", "estimator": "atd_real.pth"}
+
+
+def convert_files(sources: Sequence[Path], destination: Path, overwrite: bool = False) -> list[str]:
+    """Convert .pth or .safetensors files to one model folder, or a model folder to .pth files.
+
+    Returns what was done, in lines for the user. Raises OSError, ImportError or ValueError, each
+    with one sentence for the user, and writes nothing then.
+    """
+    if len(sources) == 1 and sources[0].is_dir():
+        return folder_to_torch(sources[0], destination, overwrite)
+    return torch_to_folder(sources, destination, overwrite)
+
+
+def torch_to_folder(sources: Sequence[Path], destination: Path, overwrite: bool) -> list[str]:
+    """Convert files of one network each to a model folder; see `convert_files`."""
+    config, params, report = {}, {}, []
+    for source in sources:
+        arrays, key = read_torch(source)
+        try:
+            kind = recognize(arrays)
+            if kind in params:
+                raise ValueError(f"a second {kind}, where a model has one")
+            config_block, params[kind] = to_params(kind, arrays)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        config |= config_block
+        report.append(
+            f"{source}: {kind}, {len(arrays)} entries of {key or 'the file'}, "
+            f"{count(params[kind]):,} parameters, sha256 {file_sha256(source)}"
+        )
+    networks = [kind for kind in CONFIG_BLOCKS if kind in params]
+    if networks:
+        config |= RELEASED | {"network": networks[0]}
+    save_model(destination, config, params, overwrite)
+    report.append(f"{destination}: written, sha256 {file_sha256(destination / WEIGHTS)}")
+    if "estimator" in networks:
+        report.append(
+            f"{destination}: category_size {RELEASED_CATEGORY_SIZE} is assumed for the estimator, "
+            "as the released one has it; weights don't show it"
+        )
+    if networks == ["denoiser"]:
+        report.append("To upscale, it needs the estimator too: convert both files to one folder")
+    return report
+
+
+def folder_to_torch(folder: Path, destination: Path, overwrite: bool) -> list[str]:
+    """Convert a model folder to upsr.pth and atd_real.pth; see `convert_files`."""
+    config, params = load_model(folder, dtype=None)
+    kinds = [kind for kind in TORCH_FILES if kind in params]
+    if not kinds:
+        raise ValueError(f"{folder} holds neither denoiser nor estimator but {', '.join(params)}")
+    if "denoiser" in kinds and config.model.residual:
+        raise ValueError(
+            f"{folder} holds a denoiser with residual=True, which PyTorch's UPSR does not have"
+        )
+    for kind in kinds:
+        if (destination / TORCH_FILES[kind]).exists() and not overwrite:
+            raise FileExistsError(
+                f"{destination / TORCH_FILES[kind]} exists already: "
+                "choose another folder or overwrite it"
+            )
+    to_torch = {"denoiser": denoiser_to_torch, "estimator": estimator_to_torch}
+    state_dicts = {
+        kind: to_torch[kind](params[kind], config[CONFIG_BLOCKS[kind]].to_dict()) for kind in kinds
+    }
+    destination.mkdir(parents=True, exist_ok=True)
+    report = []
+    for kind, arrays in state_dicts.items():
+        path = destination / TORCH_FILES[kind]
+        write_torch(path, arrays)
+        report.append(
+            f"{path}: {kind}, {len(arrays)} entries under params_ema, "
+            f"{count(params[kind]):,} parameters, sha256 {file_sha256(path)}"
+        )
+        if kind == "estimator" and config.estimator.category_size != RELEASED_CATEGORY_SIZE:
+            report.append(
+                f"{path}: note down category_size {config.estimator.category_size}, which the file "
+                f"doesn't hold; read back, it would be taken as {RELEASED_CATEGORY_SIZE}"
+            )
+    return report
+
+
+def recognize(state_dict: Mapping[str, np.ndarray]) -> str:
+    """Tell "denoiser", "estimator" or "lpips" by its names; raise ValueError if it is none."""
+    kinds = [kind for kind, mark in MARKS.items() if mark in state_dict]
+    if len(kinds) != 1:
+        raise ValueError(
+            f"holds no UPSR denoiser, ATD estimator or LPIPS-VGG; its {len(state_dict)} entries "
+            f"begin with {', '.join(itertools.islice(state_dict, 3))}"
+        )
+    return kinds[0]
+
+
+def to_params(kind: str, state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Any]:
+    """Convert a state dict of a known kind to its config block, if it has one, and params."""
+    if kind == "lpips":
+        return {}, lpips_from_torch(state_dict)
+    try:
+        infer = denoiser_config if kind == "denoiser" else estimator_config
+        arguments = infer(state_dict)
+    except KeyError as error:
+        raise ValueError(f"is no whole {kind}: {error.args[0]} is missing") from error
+    from_torch = denoiser_from_torch if kind == "denoiser" else estimator_from_torch
+    return {CONFIG_BLOCKS[kind]: arguments}, from_torch(state_dict, arguments)
+
+
+def denoiser_config(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Read SwinUNet's arguments off a denoiser's shapes, and off its masks if they are there.
+
+    Raises KeyError if an entry is missing, ValueError if masks or indices are not SwinUNet's.
+    """
+    shape = {name: array.shape for name, array in state_dict.items()}
+    width = shape["input_blocks.0.0.weight"][0]
+    multipliers, num_res_blocks, new_level = [], [], True
+    for n in itertools.count(1):
+        if f"input_blocks.{n}.0.op.weight" in shape:
+            new_level = True
+            continue
+        if f"input_blocks.{n}.0.out_layers.3.weight" not in shape:
+            break
+        if new_level:
+            multipliers.append(shape[f"input_blocks.{n}.0.out_layers.3.weight"][0] // width)
+            num_res_blocks.append(0)
+            new_level = False
+        num_res_blocks[-1] += 1
+
+    swin = "input_blocks.1.1"
+    embed_dim = shape[f"{swin}.patch_embed.proj.weight"][0]
+    window_size, num_heads = window_and_heads(
+        shape[f"{swin}.blocks.0.attn.relative_position_bias_table"]
+    )
+    mask = f"{swin}.blocks.1.attn_mask"  # [windows of a map of the nominal size, ...]
+    config = {
+        "width": width,
+        "multipliers": tuple(multipliers),
+        "num_res_blocks": tuple(num_res_blocks),
+        "swin_depth": count_from_zero(shape, swin + ".blocks.{}.norm1.weight"),
+        "swin_embed_dim": embed_dim,
+        "swin_head_dim": embed_dim // num_heads,
+        "mlp_ratio": shape[f"{swin}.blocks.0.mlp.fc1.weight"][0] // embed_dim,
+        "window_size": window_size,
+        "head_width": shape["conv_last.weight"][1],
+        "nominal_size": window_size * math.isqrt(shape[mask][0])
+        if mask in shape
+        else RELEASED_NOMINAL_SIZE,
+        "residual": False,
+    }
+    for shift_mask in SHIFT_REGIONS:
+        if buffers_fit(state_dict, config | {"shift_mask": shift_mask}):
+            return config | {"shift_mask": shift_mask}
+    raise ValueError("its attention masks or position indices are not those of UPSR or Swin")
+
+
+def buffers_fit(state_dict: Mapping[str, np.ndarray], model_config: Mapping[str, Any]) -> bool:
+    """Tell whether a denoiser's masks and indices are a configuration's, or left out altogether."""
+    expected = [entry for entry in denoiser_table(model_config) if isinstance(entry, Buffer)]
+    found = [entry for entry in expected if entry.torch_name in state_dict]
+    return not found or (
+        len(found) == len(expected)
+        and all(np.array_equal(state_dict[name], value) for name, value in expected)
+    )
+
+
+def estimator_config(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Read ATD's arguments off an estimator's shapes; raise KeyError if an entry is missing.
+
+    category_size doesn't show in them: it is taken to be that of the released estimators.
+    """
+    shape = {name: array.shape for name, array in state_dict.items()}
+    group = "layers.{}.residual_group"
+    groups = count_from_zero(shape, group + ".td")
+    layer = "layers.0.residual_group.layers.0"
+    embed_dim = shape["conv_first.weight"][0]
+    mlp_ratio = shape[f"{layer}.convffn.fc1.weight"][0] / embed_dim
+    window_size, num_heads = window_and_heads(
+        shape[f"{layer}.attn_win.relative_position_bias_table"]
+    )
+    return {
+        "embed_dim": embed_dim,
+        "depths": tuple(
+            count_from_zero(shape, group.format(i) + ".layers.{}.norm1.weight")
+            for i in range(groups)
+        ),
+        "num_heads": num_heads,
+        "window_size": window_size,
+        "category_size": RELEASED_CATEGORY_SIZE,
+        "num_tokens": shape["layers.0.residual_group.td"][0],
+        "reduced_dim": shape[f"{layer}.attn_atd.wq.weight"][0],
+        "convffn_kernel_size": shape[f"{layer}.convffn.dwconv.depthwise_conv.0.weight"][-1],
+        "mlp_ratio": int(mlp_ratio) if mlp_ratio.is_integer() else mlp_ratio,
+    }
+
+
+def window_and_heads(table_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Read window size and number of heads off a relative-position table [(2·win - 1)², heads]."""
+    return (math.isqrt(table_shape[0]) + 1) // 2, table_shape[1]
+
+
+def count_from_zero(names: Mapping[str, Any], pattern: str) -> int:
+    """Count the names that `pattern` gives with 0, 1, 2, ..., up to the first that is not there."""
+    return next(n for n in itertools.count() if pattern.format(n) not in names)
+
+
+def count(params: Any) -> int:
+    """Count the numbers in a tree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,174 @@
+"""Save and load a model as a folder: model.safetensors, config.json and their sums in sha256.
+
+A folder appears whole or not at all, and what is read back is what was written.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+from numpy.typing import DTypeLike
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from upsr_jax.files.whole import file_sha256
+from upsr_jax.models.build import CONFIG_BLOCKS
+
+WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "sha256"
+
+
+def save_model(
+    folder: str | Path,
+    config: ConfigDict | Mapping[str, Any],
+    params: Mapping[str, Any],
+    overwrite: bool = False,
+) -> None:
+    """Write a model folder; arrays keep their dtype and are named by their path, joined by "/".
+
+    Raises FileExistsError if the folder exists, unless `overwrite` and it holds a model, and
+    TypeError if the config holds anything but numbers, strings, None, sequences and mappings.
+    """
+    arrays = {
+        # safetensors writes a transposed view's buffer as it lies, that is, wrongly.
+        name: np.asarray(leaf, order="C")
+        for name, leaf in flatten_dict(params, sep="/").items()
+    }
+    with new_folder(folder, overwrite) as temporary:
+        (temporary / WEIGHTS).write_bytes(save(arrays))  # save_file makes it private
+        (temporary / CONFIG).write_text(json.dumps(ConfigDict(config).to_dict(), indent=2) + "\n")
+        sums = [f"{file_sha256(temporary / name)}  {name}\n" for name in (WEIGHTS, CONFIG)]
+        (temporary / CHECKSUMS).write_text("".join(sums))
+
+
+def load_model(
+    folder: str | Path, dtype: DTypeLike | None = np.float32
+) -> tuple[ConfigDict, dict[str, Any]]:
+    """Read a model folder after checking its sums.
+
+    Returns the config, with sequences as tuples, and the params as nested dicts of NumPy arrays
+    in `dtype` (None: as they are stored). Raises FileNotFoundError or ValueError, naming the file,
+    if one is missing, damaged or doesn't belong there.
+    """
+    folder = Path(folder)
+    check_sums(folder)
+    try:
+        config = as_config(json.loads((folder / CONFIG).read_text()))
+        arrays = load_file(folder / WEIGHTS)
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder} is no model folder of this program: {error}") from error
+    if dtype is not None:
+        arrays = {name: array.astype(dtype) for name, array in arrays.items()}
+    return config, unflatten_dict(arrays, sep="/")
+
+
+def check_sums(folder: Path) -> None:
+    """Compare a model folder's files with its sums; raise FileNotFoundError or ValueError."""
+    cure = "copy, download or convert the model again"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: give a model's folder, or {cure}")
+    for name in (WEIGHTS, CONFIG, CHECKSUMS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing: {cure}")
+    lines = (folder / CHECKSUMS).read_text().splitlines()
+    for name in (WEIGHTS, CONFIG):
+        if f"{file_sha256(folder / name)}  {name}" not in lines:
+            raise ValueError(f"{folder / name} is damaged, as its SHA-256 shows: {cure}")
+
+
+@contextmanager
+def new_folder(folder: str | Path, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary folder beside `folder` to fill; put it in place when all is on the disk.
+
+    A failure leaves everything as it was. A kill may leave the temporary folder, whose name begins
+    with a dot, and, in the instant of overwriting, the previous one under such a name.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not overwrite:
+        raise FileExistsError(f"{folder} exists already: choose another folder or overwrite it")
+    if folder.exists() and {path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG, CHECKSUMS}:
+        raise FileExistsError(f"{folder} holds other files than a model's: choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    previous = temporary.with_name(f"{temporary.name}.previous")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in [*temporary.iterdir(), temporary]:
+            sync(path)
+        if folder.exists():
+            folder.rename(previous)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary)
+        if previous.exists():
+            previous.rename(folder)
+        raise
+    sync(folder.parent)
+    if previous.exists():
+        shutil.rmtree(previous)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def as_config(tree: Mapping[str, Any]) -> ConfigDict:
+    """Make a config of what JSON kept of it, with tuples, which flax modules need for hashing."""
+    return ConfigDict(_tuples(tree))
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def load_networks(folder: str | Path, config: ConfigDict, parts: Sequence[str]) -> dict[str, Any]:
+    """Load params of a model folder: `parts` of "denoiser" and "estimator", as the config has them.
+
+    Raises FileNotFoundError or ValueError if the folder is not whole, or if a network is missing
+    or another one than the config's.
+    """
+    return take_networks(folder, *load_model(folder), config, parts)
+
+
+def take_networks(
+    name: str | Path,
+    stored: ConfigDict,
+    params: Mapping[str, Any],
+    config: ConfigDict,
+    parts: Sequence[str],
+) -> dict[str, Any]:
+    """Take `parts` of the params stored under `name`, if they are the networks of the config.
+
+    Raises ValueError otherwise.
+    """
+    for part in parts:
+        if part not in params:
+            raise ValueError(f"{name} holds no {part}, only {', '.join(params)}")
+        check_same(name, stored, config, CONFIG_BLOCKS[part])
+    return {part: params[part] for part in parts}
+
+
+def check_same(name: str | Path, stored: ConfigDict, config: ConfigDict, block: str) -> None:
+    """Raise ValueError, with both values, where `name` is of another config.`block` than wanted."""
+    # As dicts: a locked ConfigDict, as main's is, never equals an unlocked one.
+    found, wanted = stored[block].to_dict(), config[block].to_dict()
+    differences = [
+        f"{key} {found.get(key)} instead of {wanted.get(key)}"
+        for key in wanted | found
+        if found.get(key) != wanted.get(key)
+    ]
+    if differences:
+        raise ValueError(f"{name} has another config.{block}: {', '.join(differences)}")
