@@ -98,9 +98,11 @@ def get_config() -> ConfigDict:
                 seed=0,
                 metrics=("psnr_y", "ssim_y", "lpips_vgg"),  # or "lpips_alex", "niqe"
                 per_device_batch=1,
-                # Each side is padded to the next of these, as in the released test; images
-                # above the last are cut in tiles.
-                sides=tuple(range(64, 513, 64)),
+                # The released test: larger images are cut in tiles, averaged where they overlap,
+                tile=512,
+                overlap=64,
+                blend="mean",  # or "feather"
+                noise_by_name=True,  # and each has noise of its own, not one field for all
                 fidelity=0.0,  # share of the estimate in the result
             ),
         )

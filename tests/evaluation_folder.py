@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from upsr_jax.evaluation.metric_list import METRICS
 from upsr_jax.files.write_photo import write_image
-from upsr_jax.metrics import HIGHER_IS_BETTER
 
 LR, RESTORED, TRUTH = (200, 30, 30), (30, 180, 30), (30, 30, 200)  # red, green, blue
 
@@ -25,7 +25,7 @@ def write_evaluation(
     results = {
         "protocol": {"sampler": "ddim, 5 steps", "seed": 0},
         "timing": {"images": len(images), "seconds": 8.0, "networks_seconds": 6.0},
-        "metrics": {key: HIGHER_IS_BETTER[key] for key in keys if key in HIGHER_IS_BETTER},
+        "metrics": {key: METRICS[key].higher_is_better for key in keys if key in METRICS},
         "means": means,
         "images": {
             name: {**row, "lr": f"{out}/lr/{name}.png", "gt": f"{out}/gt/{name}.png", "sha256": "1"}

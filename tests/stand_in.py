@@ -15,7 +15,6 @@ from upsr_jax.weights.model_folder import save_model
 
 # Of the low-resolution images: one is cut in tiles, and two share a file name.
 SIZES = {"a/x": (20, 24), "b/x": (16, 16), "large": (150, 50)}
-SIDES = (64, 128)
 SEED = 3
 
 
@@ -54,7 +53,7 @@ def write_set(folder: Path) -> ConfigDict:
     config.eval.update(
         model=model, gt=str(folder / "gt"), lr=str(folder / "lq"), seed=SEED, pictures=2
     )
-    config.eval.update(sides=SIDES, per_device_batch=2, metrics=("psnr_y", "ssim_y", "lpips_alex"))
+    config.eval.update(tile=128, per_device_batch=2, metrics=("psnr_y", "ssim_y", "lpips_alex"))
     config.train.keep_best = "lpips_alex"
     save_model(model, config, random_params(config))
     return config.lock()

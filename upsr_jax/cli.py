@@ -144,7 +144,7 @@ def evaluate(
     ] = None,
     model: ModelFolder = None,
     seed: Seed = 0,
-    tile: Tile = 512,
+    tile: Tile = 256,
     steps: Steps = None,
     sampler: Sampler = None,
     min_noise: MinNoise = None,
@@ -162,6 +162,7 @@ def evaluate(
         fail("give either --pairs GT LR or --images LR.")
     enable_compilation_cache()
     from upsr_jax.evaluation.run import evaluate_folders
+    from upsr_jax.upscale.restore import Sampling
     from upsr_jax.upscale.upscaler import BUILT_IN_MODEL
 
     try:
@@ -171,11 +172,8 @@ def evaluate(
             gt,
             out,
             seed=seed,
+            sampling=Sampling(steps, sampler, min_noise, fidelity),
             tile=tile,
-            steps=steps,
-            method=sampler,
-            min_noise=min_noise,
-            fidelity=fidelity,
         )
     except (OSError, ValueError, ImportError) as error:
         fail(str(error))

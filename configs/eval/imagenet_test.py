@@ -26,6 +26,10 @@ def get_config() -> ConfigDict:
         "(https://image-net.org/download), with data/imagenet_test as its output",
         max_images=3000,
         metrics=("psnr_y", "ssim_y", "lpips_vgg", "lpips_alex", "niqe"),
-        sides=(64, 512),  # all images have 64 pixels a side
+        # The released protocol, so that its numbers compare.
+        tile=512,
+        overlap=64,
+        blend="mean",
+        noise_by_name=True,
     )
     return config

@@ -21,7 +21,5 @@ def get_config() -> ConfigDict:
         "Nikon/Test/4, each NAME_HR.png as data/realsr/gt/NAME.png and each NAME_LR4.png as "
         "data/realsr/lq/NAME.png",
         max_images=100,
-        # As in the released test, to the next multiple of 64: up to 64 shapes to compile.
-        sides=tuple(range(64, 513, 64)),
     )
     return config

@@ -8,6 +8,7 @@ from upsr_jax.cli import app
 from upsr_jax.evaluation import report
 from upsr_jax.evaluation import run as run_module
 from upsr_jax.upscale import upscaler
+from upsr_jax.upscale.restore import Sampling
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_evaluate_hands_its_options_on(tmp_path, run, monkeypatch, pairs):
     result = run("evaluate", *folders, "--out", out, "--seed", "3", "--tile", "128", *fidelity)
     assert result.stderr == "upsr: no images here\n"
     assert result.exit_code == 2
-    options = dict(seed=3, tile=128, steps=None, method=None, min_noise=None, fidelity=0.5)
+    options = dict(seed=3, tile=128, sampling=Sampling(fidelity=0.5))
     assert calls == [((upscaler.BUILT_IN_MODEL, lr, gt if pairs else None, out), options)]
 
 

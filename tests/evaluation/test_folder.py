@@ -8,10 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 from stand_in import changed, make_noisy_resize, read, write_pair, write_set
 
-from upsr_jax.evaluation import measure
 from upsr_jax.evaluation.run import evaluate_folders
 from upsr_jax.files.write_photo import write_image
 from upsr_jax.train.evaluate import evaluate
+from upsr_jax.upscale import upscaler as upscaler_module
 
 
 def make_nothing(config: ConfigDict, fidelity: float):
@@ -24,7 +24,7 @@ def make_nothing(config: ConfigDict, fidelity: float):
 @pytest.fixture(scope="module", autouse=True)
 def no_networks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "make_super_resolve", make_noisy_resize)
+        patch.setattr(upscaler_module, "make_super_resolve", make_noisy_resize)
         yield
 
 
@@ -46,7 +46,7 @@ def results(config, workdir) -> dict:
 
 def test_only_what_is_missing_is_done(config, workdir, results, monkeypatch):
     out = workdir / "evaluation"
-    monkeypatch.setattr(measure, "make_super_resolve", make_nothing)
+    monkeypatch.setattr(upscaler_module, "make_super_resolve", make_nothing)
     assert evaluate(config, workdir)["images"] == results["images"]
     (out / "images" / "b" / "x.png").unlink()
     times = {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*.png")}
@@ -56,7 +56,7 @@ def test_only_what_is_missing_is_done(config, workdir, results, monkeypatch):
         evaluate(config, workdir)
     monkeypatch.undo()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "make_super_resolve", make_noisy_resize)
+        patch.setattr(upscaler_module, "make_super_resolve", make_noisy_resize)
         again = evaluate(config, workdir)
     assert again["images"] == results["images"] and again["means"] == results["means"]
     assert again["timing"]["images"] == 1

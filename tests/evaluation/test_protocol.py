@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from configs import tiny
-from upsr_jax.evaluation.protocol import describe_protocol
+from upsr_jax.evaluation.protocol import collect_settings, describe_protocol
 
 
 def protocol(metrics=("psnr_y",), **changes):
@@ -12,7 +12,7 @@ def protocol(metrics=("psnr_y",), **changes):
     config = tiny.get_config()
     config.eval.lr = ""
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return describe_protocol(config, {}, metrics)
+    return describe_protocol(collect_settings(config, {}, metrics))
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,9 @@ def protocol(metrics=("psnr_y",), **changes):
         ("arithmetic", dict(dtype="bfloat16")),
         ("seed", dict(eval__seed=7)),
         ("fidelity", dict(eval__fidelity=0.5)),
+        ("tiling", dict(eval__tile=256)),
+        ("tiling", dict(eval__blend="feather")),
+        ("noise", dict(eval__noise_by_name=False)),
     ],
 )
 def test_settings_change_it(key, changes):

@@ -23,10 +23,9 @@ from stand_in import (
 )
 from tiny_model import random_params
 
-from upsr_jax.cluster.devices import local_mesh
 from upsr_jax.data.test_sets import Example, image_seed
-from upsr_jax.evaluation import measure
-from upsr_jax.evaluation.measure import check_eval, load_pristine_model
+from upsr_jax.evaluation.measure import create_upscaler, restore_all
+from upsr_jax.evaluation.metric_list import METRICS, load_pristine_model
 from upsr_jax.evaluation.run import evaluate_folders
 from upsr_jax.evaluation.timing import Timing
 from upsr_jax.evaluation.watch import Evaluator
@@ -37,6 +36,7 @@ from upsr_jax.models.lpips import ALEXNET, LPIPS
 from upsr_jax.train.config import check_config
 from upsr_jax.train.evaluate import evaluate
 from upsr_jax.train.sharding import create_mesh, make_gather_fn
+from upsr_jax.upscale import upscaler as upscaler_module
 from upsr_jax.upscale.tiles import noise_window
 from upsr_jax.weights.model_folder import load_model, save_model
 from upsr_jax.weights.published import load_lpips_alex
@@ -66,7 +66,7 @@ def ssim_y(image, hr):
 @pytest.fixture(scope="module", autouse=True)
 def no_networks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "make_super_resolve", make_noisy_resize)
+        patch.setattr(upscaler_module, "make_super_resolve", make_noisy_resize)
         yield
 
 
@@ -86,11 +86,11 @@ def results(config, workdir) -> dict:
     return evaluate(config, workdir)
 
 
-def expected_image(config, name: str) -> np.ndarray:
-    """What the stand-in makes of an image as a whole, unit."""
+def expected_image(config, name: str, seed: int | None = None) -> np.ndarray:
+    """What the stand-in makes of an image as a whole, unit, with the noise of a seed or its own."""
     lr = read(f"{config.eval.lr}/{name}.png") / 255
     height, width = (4 * side for side in SIZES[name])
-    noise = noise_window(image_seed(SEED, name), 0, 0, height, width)
+    noise = noise_window(image_seed(SEED, name) if seed is None else seed, 0, 0, height, width)
     return (np.clip(enlarge(2 * lr - 1) + 0.2 * noise, -1, 1) + 1) / 2
 
 
@@ -185,10 +185,12 @@ def test_without_ground_truth_no_image_waits_to_be_measured(config):
     def examples():
         for size in itertools.product(sides, sides):
             drawn.append(size)
-            yield Example(str(size), draw_photo(0, *size), None, "")
+            image = draw_photo(0, *size)
+            yield Example(str(size), image, None, "", image)
 
-    evaluate_fn = measure.make_evaluate_fn(config, ["niqe"], local_mesh(), Timing())
-    first = next(evaluate_fn({}, examples()))
+    timing = Timing()
+    upscaler = create_upscaler(config, {}, "", timing)
+    first = next(restore_all(upscaler, lambda example: example, examples(), config.eval, timing))
     assert first.restored.image.shape == (36, 36, 3)
     assert len(drawn) < 9
 
@@ -198,9 +200,12 @@ def test_a_model_that_gives_nan_is_reported(config, tmp_path, monkeypatch):
         restore = make_noisy_resize(config)
         return lambda *inputs: restore(*inputs)._replace(image=jnp.nan * restore(*inputs).image)
 
-    monkeypatch.setattr(measure, "make_super_resolve", make_nan)
+    monkeypatch.setattr(upscaler_module, "make_super_resolve", make_nan)
     results = evaluate(changed(config, metrics=("psnr_y",), max_images=1), tmp_path)
-    assert results["broken"] == {"a/x": "the model gave NaN or infinity"}
+    assert results["broken"] == {
+        "a/x": "the model gave NaN or infinity in the tile at row 0, column 0; its weights may be "
+        "damaged."
+    }
     assert results["means"] == {} and results["metrics"] == {}
 
 
@@ -228,9 +233,10 @@ def test_an_image_that_memory_can_not_hold_is_reported(
     config, tmp_path, monkeypatch, capsys, name, function, reason
 ):
     if name == "psnr_y":
-        monkeypatch.setitem(measure.PIXEL_METRICS, name, function)
+        metric = METRICS[name]._replace(make=lambda: ({}, lambda _, *inputs: function(*inputs)))
+        monkeypatch.setitem(METRICS, name, metric)
     else:
-        monkeypatch.setattr(measure, name, function)
+        monkeypatch.setattr(upscaler_module, name, function)
     config = changed(config, metrics=("psnr_y",))
     results = evaluate(config, tmp_path)
     assert list(results["images"]) == ["a/x", "b/x"]
@@ -284,14 +290,14 @@ def test_results_go_where_they_are_wanted(config, tmp_path):
 
 def test_without_ground_truth_what_needs_none_is_measured(config, tmp_path, monkeypatch):
     model, lr = config.eval.model, config.eval.lr
-    results = evaluate_folders(model, lr, None, tmp_path / "out", seed=SEED, tile=384)
+    results = evaluate_folders(model, lr, None, tmp_path / "out", seed=SEED)
     assert list(results["metrics"]) == ["niqe"]
-    expected = niqe(expected_image(config, "large"), load_pristine_model())
+    expected = niqe(expected_image(config, "large", SEED), load_pristine_model())
     assert results["images"]["large"]["niqe"] == pytest.approx(expected, rel=1e-4)
     row = results["images"]["a/x"]
     assert (row["niqe"], row["lr"], row["gt"]) == (None, f"{lr}/a/x.png", None)
     assert results["means"]["niqe"]["images"] == 1
-    with pytest.raises(ValueError, match="tile is 100, but must be a multiple of 64 above 64"):
+    with pytest.raises(ValueError, match="tile is 100, but must be a multiple of 64 above"):
         evaluate_folders(model, lr, None, tmp_path / "other", tile=100)
     with pytest.raises(ValueError, match=r"psnr_y can't be measured without .* choose of niqe"):
         evaluate_folders(model, lr, None, tmp_path / "other", metrics=("psnr_y",))
@@ -304,10 +310,10 @@ def test_sampling_options_reach_the_sampler(config, tmp_path, monkeypatch):
         seen.update(config.sampler.to_dict(), min_noise=config.prior.min_noise, fidelity=fidelity)
         return make_noisy_resize(config)
 
-    monkeypatch.setattr(measure, "make_super_resolve", make_seen)
+    monkeypatch.setattr(upscaler_module, "make_super_resolve", make_seen)
     options = dict(steps=2, method="ancestral", min_noise=0.5, fidelity=0.25)
     folders = config.eval.model, config.eval.lr, None, tmp_path / "out"
-    protocol = evaluate_folders(*folders, **options)["protocol"]
+    protocol = evaluate_folders(*folders, sampling=Sampling(**options))["protocol"]
     assert seen == options
     assert (protocol["sampler"], protocol["steps"]) == ("ancestral", 2)
     assert (protocol["min_noise"], protocol["fidelity"]) == (0.5, 0.25)
@@ -348,7 +354,6 @@ def test_a_missing_set_is_named_with_where_to_get_it(name, config, tmp_path, mon
     module = importlib.import_module(f"configs.eval.{name}")
     whole = module.get_config()
     check_config(whole)
-    check_eval(whole.eval)
     tiny_networks = changed(config, **whole.eval.to_dict())  # no model is there either
     missing = whole.eval.gt or whole.eval.lr
     with pytest.raises(FileNotFoundError) as info:
@@ -360,13 +365,15 @@ def test_a_missing_set_is_named_with_where_to_get_it(name, config, tmp_path, mon
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(max_images=0), "max_images is 0, but must be at least 1"),
-        (dict(per_device_batch=0), "per_device_batch is 0, but must be at least 1"),
-        (dict(sides=(100,)), r"sides is \(100,\), but must be ascending multiples of 64"),
-        (dict(metrics=("psnr",)), r"metrics is \('psnr',\): choose of psnr_y, ssim_y"),
-        (dict(metrics=()), r"metrics is \(\): choose of"),
+        (dict(max_images=0), "max_images is 0: it must be at least 1"),
+        (dict(per_device_batch=0), "per_device_batch is 0: it must be at least 1"),
+        (dict(tile=100), "tile is 100, but must be a multiple of 64 above the overlap, 64"),
+        (dict(overlap=512), "tile is 128, but must be a multiple of 64 above the overlap, 512"),
+        (dict(blend="max"), "blend is 'max': it must be one of feather, mean"),
+        (dict(metrics=("psnr",)), r"metrics is \('psnr',\): it must be some of psnr_y, ssim_y"),
+        (dict(metrics=()), r"metrics is \(\): it must be some of"),
     ],
 )
 def test_settings_that_can_not_be_are_refused(config, settings, message):
     with pytest.raises(ValueError, match=message):
-        check_eval(changed(config, **settings).eval)
+        check_config(changed(config, **settings))

@@ -47,7 +47,7 @@ def command(tmp_path_factory) -> Callable[..., list[str]]:
         "max_images": 99,
         "metrics": "('psnr_y', 'ssim_y', 'lpips_alex', 'niqe')",
         "per_device_batch": 2,
-        "sides": "(64, 128)",
+        "tile": 128,
     }
 
     def build(images: Path, workdir: Path) -> list[str]:

@@ -24,17 +24,15 @@ from absl import app
 from upsr_jax import main
 from upsr_jax.evaluation import watch
 
-make_evaluate_fn = watch.make_evaluate_fn
+measure_all = watch.measure_all
 
-def make_stopped(*arguments):
-    def evaluate_fn(params, examples):
-        for i, item in enumerate(make_evaluate_fn(*arguments)(params, examples)):
-            if (jax.process_index(), i) == (1, 1):
-                signal.raise_signal(signal.SIGTERM)
-            yield item
-    return evaluate_fn
+def measure_stopped(*arguments):
+    for i, item in enumerate(measure_all(*arguments)):
+        if (jax.process_index(), i) == (1, 1):
+            signal.raise_signal(signal.SIGTERM)
+        yield item
 
-watch.make_evaluate_fn = make_stopped
+watch.measure_all = measure_stopped
 app.run(main.main)
 """
 

@@ -148,21 +148,18 @@ def test_stop_and_resume_equals_uninterrupted(config, finished, workdir):
 def test_a_stop_ends_the_last_evaluation_and_the_next_call_makes_up_for_it(
     config, finished, workdir, monkeypatch
 ):
-    make_evaluate_fn, measured = watch.make_evaluate_fn, []
+    measure_all, measured = watch.measure_all, []
 
-    def make_stopped(*arguments):
-        def evaluate_fn(params, examples):
-            for item in make_evaluate_fn(*arguments)(params, examples):
-                measured.append(item.example.name)
-                signal.raise_signal(signal.SIGTERM)
-                yield item
-
-        return evaluate_fn
+    def measure_stopped(*arguments):
+        for item in measure_all(*arguments):
+            measured.append(item.example.name)
+            signal.raise_signal(signal.SIGTERM)
+            yield item
 
     shutil.rmtree(workdir / "checkpoints" / "30")
     shutil.rmtree(workdir / "model")
     with monkeypatch.context() as patch:
-        patch.setattr(watch, "make_evaluate_fn", make_stopped)
+        patch.setattr(watch, "measure_all", measure_stopped)
         train_and_evaluate(config, workdir)
     assert len(measured) == 1 < config.eval.max_images
     assert [line["step"] for line in metrics(workdir)] == list(range(1, 31))

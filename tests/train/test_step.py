@@ -18,7 +18,7 @@ from upsr_jax.train import step as train_step_module
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
 from upsr_jax.train.sharding import create_mesh
 from upsr_jax.train.state import create_state
-from upsr_jax.train.step import make_loss_fn, make_train_step, split_rows
+from upsr_jax.train.step import make_loss_fn, make_train_step, split_microbatches
 
 
 @pytest.fixture
@@ -104,8 +104,8 @@ def test_microbatches_change_nothing_but_rounding(microbatches):
     assert once[1]["stop"] and parts[1]["stop"]
 
 
-def test_split_rows_gives_each_row_to_one_part():
-    rows = split_rows(jnp.arange(12).reshape(6, 2), 3)
+def test_split_microbatches_gives_each_row_to_one_part():
+    rows = split_microbatches(jnp.arange(12).reshape(6, 2), 3)
     assert rows.shape == (3, 2, 2)
     np.testing.assert_array_equal(np.sort(rows.ravel()), np.arange(12))
 

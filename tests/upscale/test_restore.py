@@ -12,7 +12,7 @@ from configs import tiny
 from upsr_jax.convert import denoiser_from_torch, estimator_from_torch
 from upsr_jax.ops import pixel_shuffle
 from upsr_jax.upscale import restore as restore_module
-from upsr_jax.upscale.restore import Restoration, make_super_resolve, with_options
+from upsr_jax.upscale.restore import Restoration, Sampling, make_super_resolve, with_sampling
 
 CONFIG = tiny.get_config()
 CONFIG.dtype = "float64"
@@ -46,7 +46,7 @@ def restore(params: dict, inputs: tuple, config: ConfigDict, fidelity: float = 0
 
 @pytest.mark.parametrize(("method", "key"), [("ddim", "out"), ("one_step", "one_step_out")])
 def test_result_is_pytorchs(params, inputs, expected, method, key):
-    config = with_options(CONFIG, method=method)
+    config = with_sampling(CONFIG, Sampling(method=method))
     if method == "one_step":
         config.sampler.steps = 1  # which is no reason to begin anywhere but at the last step
     restored = restore(params, inputs, config)
@@ -65,7 +65,8 @@ def test_estimator_alone_gives_the_clipped_estimate(params, inputs, expected):
 
 
 def test_fidelity_blends_result_and_estimate(params, inputs, expected):
-    restored = restore(params, inputs, with_options(CONFIG, method="one_step"), fidelity=0.25)
+    config = with_sampling(CONFIG, Sampling(method="one_step"))
+    restored = restore(params, inputs, config, fidelity=0.25)
     sample = nhwc(expected["one_step_out"])
     estimate = nhwc(expected["estimate"])[:, : sample.shape[1], : sample.shape[2]]
     blend = 0.75 * sample + 0.25 * estimate
@@ -76,7 +77,7 @@ def test_fidelity_blends_result_and_estimate(params, inputs, expected):
 @pytest.mark.parametrize("fidelity", [-0.1, 1.5])
 def test_impossible_fidelity_is_refused(fidelity):
     with pytest.raises(ValueError, match=rf"fidelity is {fidelity}, but must lie in 0\.\.1"):
-        make_super_resolve(CONFIG, fidelity)
+        Sampling(fidelity=fidelity)
 
 
 def test_ancestral_sampling_is_pytorchs(params, inputs, expected, monkeypatch):
@@ -88,19 +89,19 @@ def test_ancestral_sampling_is_pytorchs(params, inputs, expected, monkeypatch):
         return pixel_shuffle(jnp.asarray(step_noise)[t])
 
     monkeypatch.setattr(restore_module, "draw_again", draw_pytorchs)
-    restored = restore(params, inputs, with_options(CONFIG, method="ancestral"))
+    restored = restore(params, inputs, with_sampling(CONFIG, Sampling(method="ancestral")))
     unclipped = nhwc(expected["ancestral_out"])
     assert relative_error(thin_image(restored.image), np.clip(unclipped, -1, 1)) < 1e-7
 
 
 def test_options_change_a_copy_of_the_config():
     before = CONFIG.to_dict()
-    config = with_options(CONFIG, steps=3, method="ancestral", min_noise=0.0)
+    config = with_sampling(CONFIG, Sampling(steps=3, method="ancestral", min_noise=0.0))
     assert config.sampler.to_dict() == {"method": "ancestral", "steps": 3}
     assert config.prior.to_dict() == {"un": 0.1, "min_noise": 0.0}
     assert config.model == CONFIG.model
     assert CONFIG.to_dict() == before
-    assert with_options(CONFIG).to_dict() == before
+    assert with_sampling(CONFIG, Sampling()).to_dict() == before
 
 
 def changed(**values):
@@ -125,9 +126,9 @@ def changed(**values):
 )
 def test_options_that_a_model_was_not_trained_for_are_refused(config, options, match):
     with pytest.raises(ValueError, match=match):
-        with_options(config, **options)
+        with_sampling(config, Sampling(**options))
 
 
 def test_one_step_may_be_asked_for_by_its_number():
     config = changed(**{"sampler.method": "one_step"})
-    assert with_options(config, steps=1, method="one_step").to_dict() == config.to_dict()
+    assert with_sampling(config, Sampling(steps=1, method="one_step")).to_dict() == config.to_dict()

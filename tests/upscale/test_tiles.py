@@ -5,10 +5,10 @@ import pytest
 
 from upsr_jax.upscale.tiles import (
     blend_bands,
-    feather_weights,
     noise_window,
     pad_reflect,
     tile_grid,
+    tile_weights,
 )
 
 AXES = [(64, 64, 32), (65, 64, 32), (100, 64, 32), (1000, 256, 32), (300, 128, 0), (97, 32, 16)]
@@ -39,7 +39,7 @@ def test_impossible_grids_are_refused(length, tile, overlap):
 @pytest.mark.parametrize(("length", "tile", "overlap"), AXES)
 def test_weights_sum_to_one_everywhere_and_fade_at_inner_edges(length, tile, overlap):
     starts = tile_grid(length, tile, overlap)
-    weights = feather_weights(starts, tile, overlap)
+    weights = tile_weights(starts, tile, overlap, "feather")
     total = np.zeros(length)
     for start, weight in zip(starts, weights, strict=True):
         total[start : start + tile] += weight
@@ -61,16 +61,35 @@ def test_cutting_and_blending_gives_the_image_back(size):
     signed = pixels.astype(np.float32) / 127.5 - 1
     tops, lefts = (tile_grid(length, 64, 16) for length in size)
     tiles = iter(cut(signed, tops, lefts, (64, 64)))
-    bands = list(blend_bands(tiles, tops, lefts, (64, 64), 16))
+    bands = list(blend_bands(tiles, tops, lefts, (64, 64), 16, "feather"))
     blended = np.round((np.concatenate(bands) + 1) * 127.5).astype(np.uint8)
     np.testing.assert_array_equal(blended, pixels)
     assert max(len(band) for band in bands) <= 64
 
 
+@pytest.mark.parametrize(("length", "tile", "overlap"), AXES)
+def test_means_weigh_all_tiles_in_a_place_alike(length, tile, overlap):
+    starts = tile_grid(length, tile, overlap)
+    weights = tile_weights(starts, tile, overlap, "mean")
+    for place in range(length):
+        found = {
+            weight[place - start]
+            for start, weight in zip(starts, weights, strict=True)
+            if 0 <= place - start < tile
+        }
+        covering = sum(0 <= place - start < tile for start in starts)
+        assert found == {np.float32(1 / covering)}
+
+
+def test_another_blend_is_refused():
+    with pytest.raises(ValueError, match="blend is 'max': choose feather or mean"):
+        tile_weights([0], 64, 16, "max")
+
+
 def test_tiles_that_disagree_fade_into_each_other():
     tops, lefts = [0], tile_grid(112, 64, 16)
     tiles = iter([np.zeros((64, 64, 3), np.float32), np.ones((64, 64, 3), np.float32)])
-    (band,) = blend_bands(tiles, tops, lefts, (64, 64), 16)
+    (band,) = blend_bands(tiles, tops, lefts, (64, 64), 16, "feather")
     ramp = np.concatenate([np.zeros(48), np.arange(1, 17) / 17, np.ones(48)])
     np.testing.assert_allclose(band, np.broadcast_to(ramp[:, None], band.shape), atol=1e-6)
 

@@ -231,13 +231,18 @@ def read_pair(files: PairFiles) -> Pair:
     Raises OSError as `read_image` does, ValueError unless the sides are 4:1.
     """
     pair = Pair(read_image(files.hr), read_image(files.lr))
-    height, width = pair.lr.shape[:2]
-    if pair.hr.shape[:2] != (4 * height, 4 * width):
+    check_pair(files, *pair)
+    return pair
+
+
+def check_pair(files: PairFiles, hr: Photo, lr: Photo) -> None:
+    """Raise ValueError unless the sides of a pair are 4:1."""
+    height, width = lr.shape[:2]
+    if hr.shape[:2] != (4 * height, 4 * width):
         raise ValueError(
-            f"'{files.hr}' has {pair.hr.shape[1]}x{pair.hr.shape[0]} pixels, but 4 times "
+            f"'{files.hr}' has {hr.shape[1]}x{hr.shape[0]} pixels, but 4 times "
             f"'{files.lr}' ({width}x{height}) would be {4 * width}x{4 * height}."
         )
-    return pair
 
 
 class Reading(NamedTuple):

@@ -9,17 +9,19 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
+from PIL import Image
 
 from upsr_jax.data.degradation.host import degrade, to_bytes, to_unit
 from upsr_jax.data.sources import (
     PairFiles,
     by_stem,
+    check_pair,
     list_pairs,
     read_image,
-    read_pair,
     stem_of,
 )
 from upsr_jax.files.find import find_images
+from upsr_jax.files.photos import read_photo, visible_colours
 from upsr_jax.files.whole import file_sha256
 
 MIN_SIDE = 16  # of a ground truth that is degraded: less may be scaled to nothing on the way
@@ -35,19 +37,19 @@ class Entry(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A low-resolution image, RGB, 8 bits, and its ground truth, if there is one."""
+    """A low-resolution image, RGB, 8 bits, and its ground truth, if there is one.
+
+    `picture` is the low-resolution image as it was read, with its transparency if it has any, and
+    `kept` what a result keeps of its EXIF data.
+    """
 
     name: str
     lr: UInt8[np.ndarray, "h w 3"]
     hr: UInt8[np.ndarray, "4*h 4*w 3"] | None
     sha256: str  # of the entry's files
-
-
-class Broken(NamedTuple):
-    """An image that can't be evaluated, and why."""
-
-    name: str
-    reason: str
+    picture: UInt8[np.ndarray, "h w c"]
+    kept: Image.Exif | None = None
+    source_sha256: str = ""  # of the low-resolution image's file, or what it is made of
 
 
 def list_entries(settings: ConfigDict) -> list[Entry]:
@@ -96,11 +98,17 @@ def make_read_fn(config: ConfigDict) -> Callable[[Entry], Example]:
 
     def read(entry: Entry) -> Example:
         sha256 = hash_files(entry)  # before they are read, so that a later change is seen
-        if entry.gt is None:
-            lr, hr = read_image(str(entry.lr)), None
-        elif entry.lr is not None:
-            hr, lr = read_pair(PairFiles(entry.gt, entry.lr))
+        hr = kept = None
+        if entry.lr is not None:
+            source_sha256 = file_sha256(Path(entry.lr))
+            picture, kept = read_photo(entry.lr)
+            lr = visible_colours(picture)
+            if entry.gt is not None:
+                hr = read_image(entry.gt)
+                check_pair(PairFiles(entry.gt, entry.lr), hr, lr)
         else:
+            assert entry.gt is not None
+            source_sha256 = sha256
             hr = centre_crop(read_image(entry.gt), settings.crop_size)
             if hr.shape[0] < MIN_SIDE:
                 raise ValueError(
@@ -108,14 +116,14 @@ def make_read_fn(config: ConfigDict) -> Callable[[Entry], Example]:
                     "are the least that is degraded."
                 )
             rng = np.random.default_rng(image_seed(settings.seed, entry.name))
-            lr = to_bytes(degrade(rng, to_unit(hr), **degradation))
+            lr = picture = to_bytes(degrade(rng, to_unit(hr), **degradation))
         height, width = lr.shape[:2]
         if height * width > MAX_PIXELS:
             raise ValueError(
                 f"'{entry.lr or entry.gt}' makes {width}x{height} low-resolution pixels, more than "
                 f"the {MAX_PIXELS:,} that are measured at once: cut it into parts."
             )
-        return Example(entry.name, lr, hr, sha256)
+        return Example(entry.name, lr, hr, sha256, picture, kept, source_sha256)
 
     return read
 
@@ -125,14 +133,6 @@ def hash_files(entry: Entry) -> str:
     files = filter(None, (entry.lr, entry.gt))
     digests = [bytes.fromhex(file_sha256(Path(file))) for file in files]
     return hashlib.sha256(b"".join(digests)).hexdigest()
-
-
-def read_or_reason(read_fn: Callable[[Entry], Example], entry: Entry) -> Example | Broken:
-    """Read an entry, or tell in a sentence why that can't be done."""
-    try:
-        return read_fn(entry)
-    except (OSError, ValueError) as error:
-        return Broken(entry.name, str(error))
 
 
 def image_seed(seed: int, name: str) -> int:

@@ -18,10 +18,11 @@ from jax.experimental import multihost_utils
 
 from upsr_jax.cluster.join import create_workdir
 from upsr_jax.data.test_sets import Entry, hash_files
+from upsr_jax.evaluation.measure import Measured
 from upsr_jax.evaluation.report.results import read_results
 from upsr_jax.files.whole import check_begun, locked, read_json, write_json, write_whole
 from upsr_jax.files.write_photo import write_image
-from upsr_jax.upscale.restore import Restoration
+from upsr_jax.upscale.upscaler import Upscaler, to_bytes, with_alpha
 
 OPTIONS = "options.json"
 
@@ -125,13 +126,16 @@ def image_files(out: Path, name: str) -> tuple[Path, Path]:
     return out / "images" / f"{name}.png", out / "uncertainty" / f"{name}.png"
 
 
-def save_images(out: Path, name: str, restored: Restoration) -> None:
-    """Write an image and its noise weight, the mean of the channels as grey, with 8 bits.
+def save_images(out: Path, item: Measured, upscaler: Upscaler, seed: int) -> None:
+    """Write a restored image, as `upsr upscale` writes it, and its noise weight as 8-bit grey.
 
     Raises ImageError if that can't be done.
     """
-    image_file, weight_file = image_files(out, name)
-    write_image(image_file, np.round((restored.image + 1) * 127.5).astype(np.uint8), overwrite=True)
+    example, restored = item.example, item.restored
+    image_file, weight_file = image_files(out, example.name)
+    picture = with_alpha(to_bytes(np.asarray(restored.image)), example.picture)
+    note = upscaler.describe(example.source_sha256, seed)
+    write_image(image_file, picture, overwrite=True, note=note, kept=example.kept)
     weight = np.round(255 * restored.noise_weight.mean(axis=-1, keepdims=True)).astype(np.uint8)
     write_image(weight_file, weight.repeat(3, axis=-1), overwrite=True)
 

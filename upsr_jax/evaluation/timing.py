@@ -1,4 +1,4 @@
-"""Tell what an evaluation's time goes into: seconds of the main thread, and compilations."""
+"""Tell what an evaluation's time goes into: seconds of its programs, and compilations."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from upsr_jax.cluster.devices import SPLIT, split_rows
 
-PARTS = ("setup", "compile", "read", "move", "networks", "lpips", "metrics", "write")
+PARTS = ("setup", "compile", "move", "networks", "lpips", "metrics")
 
 
 class Timing:
@@ -24,10 +24,11 @@ class Timing:
         self.images = 0
         self.compilations = 0
         self.threads_lock = threading.Lock()
+        self.devices_lock = threading.Lock()  # one program at a time, so that seconds add up
 
     @contextmanager
     def spent(self, name: str) -> Iterator[None]:
-        """Count the main thread's time inside under a name."""
+        """Count the time inside under a name, of which only one thread at a time may be."""
         start = time.perf_counter()
         try:
             yield
@@ -49,8 +50,8 @@ class Timing:
 
         `not_networks_share` is what goes into anything but the model's networks;
         `not_any_network_share` leaves out those of LPIPS too, and so is what reading, moving,
-        writing and waiting cost. `threads_seconds` of a processor were taken beside the main
-        thread by decoding, NIQE and encoding: where cores are few, networks run longer for them.
+        writing and waiting cost. `threads_seconds` of a processor were taken beside the devices'
+        programs by decoding, NIQE and encoding: where cores are few, networks run longer for them.
         """
         total = time.perf_counter() - self.started
         running = max(total - self.seconds["setup"] - self.seconds["compile"], 1e-9)
@@ -85,22 +86,23 @@ def make_program(
     """Build `(params, batch) -> results` from a function of the same arguments.
 
     `batch` is a tree of NumPy arrays [rows, ...], split as `split_rows` does, and so are the
-    results. The time goes to `name` and "compile" of `timing`.
+    results. Threads that call it take turns. The time goes to `name` and "compile" of `timing`.
     """
     jitted = split_rows(function, mesh)
     compiled = {}  # by hand, to know when and how often
 
     def run(params: Any, batch: Any) -> Any:
-        with timing.spent("move"):
-            batch = jax.device_put(batch, NamedSharding(mesh, SPLIT))
-        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
-        if shapes not in compiled:
-            with timing.spent("compile"):
-                compiled[shapes] = jitted.lower(params, batch).compile()
-            timing.compilations += 1
-        with timing.spent(name):
-            results = jax.block_until_ready(compiled[shapes](params, batch))
-        with timing.spent("move"):
-            return jax.device_get(results)
+        with timing.devices_lock:
+            with timing.spent("move"):
+                batch = jax.device_put(batch, NamedSharding(mesh, SPLIT))
+            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+            if shapes not in compiled:
+                with timing.spent("compile"):
+                    compiled[shapes] = jitted.lower(params, batch).compile()
+                timing.compilations += 1
+            with timing.spent(name):
+                results = jax.block_until_ready(compiled[shapes](params, batch))
+            with timing.spent("move"):
+                return jax.device_get(results)
 
     return run

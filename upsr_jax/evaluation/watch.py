@@ -1,6 +1,8 @@
 """Evaluate a model again and again while it is trained."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -12,15 +14,15 @@ from ml_collections import ConfigDict
 
 from upsr_jax.cluster.devices import local_mesh, localize
 from upsr_jax.data.degradation.host import to_bytes, to_unit
-from upsr_jax.data.test_sets import list_entries, make_read_fn
+from upsr_jax.data.test_sets import Example, list_entries, make_read_fn
 from upsr_jax.evaluation.measure import (
+    Failed,
     Measured,
-    check_eval,
-    columns,
-    host_metrics,
-    load_pristine_model,
-    make_evaluate_fn,
-    measurable,
+    create_meters,
+    create_upscaler,
+    measure_all,
+    measure_on_host,
+    restore_all,
 )
 from upsr_jax.evaluation.pieces import share
 from upsr_jax.evaluation.timing import Timing
@@ -46,43 +48,46 @@ class Evaluator:
     """
 
     def __init__(self, config: ConfigDict, gather_fn: Callable[[Any], Any]):
-        check_eval(config.eval)
-        self.config = config
+        self.settings = config.eval
         self.entries = list_entries(config.eval)
-        self.metrics = measurable(config.eval)
-        if config.train.keep_best not in ("", *self.metrics):
+        self.timing = Timing()
+        self.meters = create_meters(config.eval, self.timing)
+        if config.train.keep_best not in ("", *self.meters.names):
             raise ValueError(
                 f"config.train.keep_best is {config.train.keep_best!r}, but config.eval measures "
-                f"{', '.join(self.metrics)}"
+                f"{', '.join(self.meters.names)}"
             )
         read_fn = make_read_fn(config)
         own = share(self.entries, jax.process_index(), jax.process_count())
         self.examples = [read_fn(entry) for entry in own]
-        self.local = local_mesh()
-        self.evaluate_fn = make_evaluate_fn(config, self.metrics, self.local, Timing())
         self.gather_fn = gather_fn
-        self.pristine = load_pristine_model()
+        self.upscaler = create_upscaler(config, {}, "", self.timing)  # the params come with a call
 
     def __call__(self, params: Mapping[str, Any], stop_fn: Callable[[], bool]) -> Report | None:
         """Restore and measure every image; None as soon as `stop_fn` says so.
 
         All processes ask it together, after every image, and it must tell all of them the same.
         """
-        keys = columns(self.metrics)
+        keys = self.meters.columns
         values = np.zeros((len(self.entries), len(keys)), np.float32)
         numbers = {entry.name: i for i, entry in enumerate(self.entries)}
         strips = {}
-        items = self.evaluate_fn(localize(self.gather_fn(params), self.local), self.examples)
+        local = localize(self.gather_fn(params), local_mesh())
+        upscaler = dataclasses.replace(self.upscaler, params=local)
+        restored = restore_all(upscaler, _as_it_is, self.examples, self.settings, self.timing)
         rounds = range(-(-len(self.entries) // jax.process_count()))  # on every process as many
-        for _, item in zip_longest(rounds, items):
-            if item is not None:
-                number = numbers[item.example.name]
-                row = item.values | host_metrics(self.metrics, item.restored, self.pristine)
-                values[number] = [row[key] for key in keys]
-                if number < self.config.eval.pictures:
-                    strips[number] = picture_strip(item)
-            if stop_fn():
-                return None
+        with closing(restored):
+            for _, item in zip_longest(rounds, measure_all(restored, self.meters)):
+                if isinstance(item, Failed):
+                    raise item.error  # training doesn't go on without a number
+                if item is not None:
+                    number = numbers[item.example.name]
+                    row = measure_on_host(item, self.meters)
+                    values[number] = [row[key] for key in keys]
+                    if number < self.settings.pictures:
+                        strips[number] = picture_strip(item)
+                if stop_fn():
+                    return None
         values = multihost_utils.process_allgather(values[None], tiled=True).sum(axis=0)
         rows = {
             name: dict(zip(keys, map(float, row), strict=True))
@@ -91,6 +96,10 @@ class Evaluator:
         found = {key: x[np.isfinite(x)] for key, x in zip(keys, values.T, strict=True)}
         means = {key: float(x.mean(dtype=np.float64)) for key, x in found.items() if len(x)}
         return Report(means, rows, stack_strips([strips[number] for number in sorted(strips)]))
+
+
+def _as_it_is(example: Example) -> Example:
+    return example
 
 
 def picture_strip(item: Measured) -> np.ndarray:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
@@ -158,3 +159,18 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         # Damaged, or meant for other channels: viewers show such a picture as sRGB too.
         return image.convert(mode)
     return transform.apply(image)
+
+
+def visible_colours(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Take the RGB of an RGB or RGBA image; what is hidden takes the colour of what is seen."""
+    return pixels if pixels.shape[-1] == 3 else spread_colours(pixels)
+
+
+def spread_colours(rgba: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Give hidden pixels the colour of visible ones nearby; their own would bleed into edges."""
+    rgb, alpha = rgba[..., :3], rgba[..., 3:]
+    weight = alpha.astype(np.float32) / 255
+    near = cv2.GaussianBlur(rgb * weight, (0, 0), 4) / (
+        cv2.GaussianBlur(weight, (0, 0), 4)[..., None] + 1e-6
+    )
+    return np.where(alpha == 0, np.round(near).astype(np.uint8), rgb)

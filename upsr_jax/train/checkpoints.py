@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as ocm
 
-from upsr_jax.metrics import HIGHER_IS_BETTER
+from upsr_jax.evaluation.metric_list import METRICS
 from upsr_jax.train.config import config_as_json, flatten
 from upsr_jax.train.state import TrainState
 from upsr_jax.weights.model_folder import as_config, save_model
@@ -73,7 +73,7 @@ def open_checkpoints(workdir: Path, config: ConfigDict) -> Iterator[ocp.Checkpoi
         value = metrics.get(metric, np.nan)
         if not np.isfinite(value):
             return -np.inf  # not evaluated at this step, or not measurable
-        return value if HIGHER_IS_BETTER[metric] else -value
+        return value if METRICS[metric].higher_is_better else -value
 
     policies: list[Any] = [ocm.LatestN(config.train.keep_checkpoints)]
     if config.train.keep_every:

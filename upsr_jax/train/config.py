@@ -16,13 +16,14 @@ from upsr_jax.data.degradation.host import (
     random_sinc,
 )
 from upsr_jax.diffusion import Schedule
-from upsr_jax.metrics import HIGHER_IS_BETTER
+from upsr_jax.evaluation.metric_list import METRICS
 from upsr_jax.models.atd import ATD
 from upsr_jax.models.swin_unet import SwinUNet
 from upsr_jax.prior import make_prior
 from upsr_jax.sampler import METHODS
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
 from upsr_jax.train.sharding import create_mesh
+from upsr_jax.upscale.upscaler import check_tile
 
 # Blocks that are the keyword arguments of one function.
 CALLS: dict[str, Callable[..., Any]] = {
@@ -66,7 +67,7 @@ KEYS: dict[str, set[str]] = {
     },
     "eval": {
         *("model", "gt", "lr", "source", "crop_size", "max_images", "pictures", "seed"),
-        *("metrics", "per_device_batch", "sides", "fidelity"),
+        *("noise_by_name", "metrics", "per_device_batch", "tile", "overlap", "blend", "fidelity"),
     },
 }
 
@@ -75,16 +76,17 @@ def check_config(config: ConfigDict) -> None:
     """Raise ValueError for a key that nothing reads or that is missing, or a value out of range."""
     _check_block("", config)
     check_values(flatten(config.to_dict()), METHODS)
+    check_tile(config.eval.tile, config.eval.overlap)
     _check_keep_best(config.train)
 
 
 def _check_keep_best(train: ConfigDict) -> None:
     if not train.keep_best:
         return
-    if train.keep_best not in HIGHER_IS_BETTER:
+    if train.keep_best not in METRICS:
         raise ValueError(
             f"config.train.keep_best is {train.keep_best!r}: it must be one of "
-            f"{', '.join(HIGHER_IS_BETTER)}, or empty"
+            f"{', '.join(METRICS)}, or empty"
         )
     if not train.eval_every or train.eval_every % train.checkpoint_every:
         raise ValueError(
@@ -189,6 +191,14 @@ RULES = {
     "data.num_threads": _at_least(0),
     "data.max_bad_fraction": SHARE,
     "loss.lpips_weight": _at_least(0),
+    "eval.max_images": _at_least(1),
+    "eval.pictures": _at_least(1),
+    "eval.per_device_batch": _at_least(1),
+    "eval.metrics": Rule(
+        f"some of {', '.join(METRICS)}", lambda names: names and set(names) <= set(METRICS)
+    ),
+    "eval.fidelity": SHARE,
+    "eval.blend": _one_of("feather", "mean"),
     "schedule.learning_rate": POSITIVE,
     "schedule.warmup_steps": _at_least(0),
     "schedule.decay_steps": _at_least(0, ", which is a constant rate"),

@@ -128,7 +128,7 @@ def make_train_step(
         if microbatches == 1:
             grads, terms = grads_and_terms(batch, keys)
         else:
-            parts = jax.tree.map(partial(split_rows, parts=microbatches), (batch, keys))
+            parts = jax.tree.map(partial(split_microbatches, parts=microbatches), (batch, keys))
             shapes = jax.eval_shape(grads_and_terms, *jax.tree.map(lambda x: x[0], parts))
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
@@ -146,6 +146,6 @@ def make_train_step(
     return train_step
 
 
-def split_rows(x: jax.Array, parts: int) -> jax.Array:
+def split_microbatches(x: jax.Array, parts: int) -> jax.Array:
     """Split rows [b, ...] into [parts, b/parts, ...]; each device keeps the rows that it has."""
     return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)

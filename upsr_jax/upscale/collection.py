@@ -6,7 +6,6 @@ very note it would get now is there already, any other file is somebody else's.
 """
 
 import hashlib
-import json
 import os
 import signal
 import sys
@@ -22,7 +21,6 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from upsr_jax.cluster.environment import program
 from upsr_jax.cluster.join import read_settings
 from upsr_jax.cluster.roll_call import roll_call
 from upsr_jax.files.find import READ_SUFFIXES, UNREAD_SUFFIXES, find_images
@@ -195,7 +193,7 @@ def run_job(
     """
     pixels = count_pixels(job.source)
     # Before the picture is read: should it change meanwhile, the next run finds another one.
-    note = describe_result(job.source, upscaler, seed)
+    note = upscaler.describe(file_sha256(job.source), seed)
     exists = os.path.exists(job.target)
     is_empty = exists and os.path.getsize(job.target) == 0  # as a kill leaves it without links
     if exists and not is_empty:
@@ -214,17 +212,6 @@ def run_job(
         check_storable(job.target, 4 * height, 4 * width, has_alpha=channels == 4)
         write_image(job.target, upscaler(image, seed, progress), overwrite or is_empty, note, kept)
     return True
-
-
-def describe_result(source: Path, upscaler: Upscaler, seed: int) -> str:
-    """Name all that decides a result: the program, its options, and the picture by its SHA-256."""
-    options = {
-        **upscaler.recipe,
-        "tile": upscaler.tile,
-        "seed": seed,
-        "source": file_sha256(source),
-    }
-    return f"{program()} {json.dumps(options)}"
 
 
 class Room:

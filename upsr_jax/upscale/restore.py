@@ -1,5 +1,6 @@
 """The whole of UPSR as one function of arrays: low-resolution images to restored ones."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -31,25 +32,43 @@ def padded_side(side: int) -> int:
     return -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE
 
 
-def with_options(
-    config: ConfigDict,
-    steps: int | None = None,
-    method: str | None = None,
-    min_noise: float | None = None,
-) -> ConfigDict:
-    """Copy a model's config and change how it samples; None keeps what the config says.
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to sample with a trained model; None keeps what it was trained with.
 
     `steps` are spread evenly over those of the training, `method` is one of `sampler.METHODS`, and
-    `min_noise`, in 0..1, is the noise weight of pixels that the estimator is sure of. Raises
-    ValueError for what the model was not trained for.
+    `min_noise`, in 0..1, is the noise weight of pixels that the estimator is sure of. `fidelity`,
+    in 0..1, blends the sample with the estimate, see `make_super_resolve`. Raises ValueError for
+    values that no model takes.
+    """
+
+    steps: int | None = None
+    method: str | None = None
+    min_noise: float | None = None
+    fidelity: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.method not in (None, *METHODS):
+            raise ValueError(
+                f"unknown sampling method {self.method!r}: choose one of {', '.join(METHODS)}"
+            )
+        for name in ("min_noise", "fidelity"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}, but must lie in 0..1")
+
+
+def with_sampling(config: ConfigDict, sampling: Sampling) -> ConfigDict:
+    """Copy a model's config and change how it samples, but for the fidelity.
+
+    Raises ValueError for what the model was not trained for.
     """
     config = config.copy_and_resolve_references()
+    steps, method, min_noise = sampling.steps, sampling.method, sampling.min_noise
     if (steps, method, min_noise) == (None, None, None):
         return config
     if config.network == "estimator":
         raise ValueError("this model is an estimator alone: it doesn't sample, so leave out how to")
-    if method not in (None, *METHODS):
-        raise ValueError(f"unknown sampling method {method!r}: choose one of {', '.join(METHODS)}")
     if config.sampler.method == "one_step" and (method or "one_step", steps or 1) != (
         "one_step",
         1,
@@ -70,8 +89,6 @@ def with_options(
             )
         config.sampler.steps = steps
     if min_noise is not None:
-        if not 0 <= min_noise <= 1:
-            raise ValueError(f"min_noise is {min_noise}, but must lie in 0..1")
         if config.prior.un == 0:
             raise ValueError("this model weighs no noise (un is 0), so leave out min_noise")
         config.prior.min_noise = float(min_noise)
@@ -90,8 +107,6 @@ def make_super_resolve(
     `fidelity`, in 0..1, blends the sample with the estimate, which is smoother and closer to the
     ground truth on average; 1 is the estimate itself.
     """
-    if not 0 <= fidelity <= 1:
-        raise ValueError(f"fidelity is {fidelity}, but must lie in 0..1")
     estimator = create_estimator(config)
 
     def prior_of(params: Mapping[str, Any], lr: Array):

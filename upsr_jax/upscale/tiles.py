@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Float32, Shaped
 
+SCALE = 4
 NOISE_BLOCK = 256
 
 
@@ -18,14 +19,21 @@ def tile_grid(length: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, length - tile, tile - overlap), length - tile]
 
 
-def feather_weights(
-    starts: Sequence[int], tile: int, overlap: int
+def tile_weights(
+    starts: Sequence[int], tile: int, overlap: int, blend: str
 ) -> Float32[np.ndarray, "n tile"]:
-    """Weigh each tile along one axis: ramps over the overlap, none at the ends, summing to 1."""
-    ramp = np.minimum(np.arange(1, tile + 1) / (overlap + 1), 1)
+    """Weigh each tile along one axis, so that the weights sum to 1 in every place.
+
+    `blend` is "feather", ramps over the overlap and none at the ends, or "mean", the same weight
+    for all tiles in a place.
+    """
     weights = np.ones((len(starts), tile))
-    weights[1:] *= ramp
-    weights[:-1] *= ramp[::-1]
+    if blend == "feather":
+        ramp = np.minimum(np.arange(1, tile + 1) / (overlap + 1), 1)
+        weights[1:] *= ramp
+        weights[:-1] *= ramp[::-1]
+    elif blend != "mean":
+        raise ValueError(f"blend is {blend!r}: choose feather or mean")
     total = np.zeros(starts[-1] + tile)
     for start, weight in zip(starts, weights, strict=True):
         total[start : start + tile] += weight
@@ -40,22 +48,30 @@ def blend_bands(
     lefts: Sequence[int],
     shape: tuple[int, int],
     overlap: int,
+    blend: str,
 ) -> Iterator[Float32[np.ndarray, "rows w c"]]:
     """Blend tiles of `shape`, given row by row, and yield the picture in bands from top to bottom.
 
-    Only one row of tiles is held, whatever the height of the picture.
+    Only one row of tiles is held, whatever the height of the picture. See `tile_weights`.
     """
     height, width = shape
-    row_weights = feather_weights(tops, height, overlap)
-    column_weights = feather_weights(lefts, width, overlap)
-    band = np.zeros((height, lefts[-1] + width, 3), np.float32)
+    row_weights = tile_weights(tops, height, overlap, blend)
+    column_weights = tile_weights(lefts, width, overlap, blend)
+    rest = None  # of the row of tiles above, not whole yet
     for row, top in enumerate(tops):
+        band = None
         for column, left in enumerate(lefts):
             weight = np.outer(row_weights[row], column_weights[column])
-            band[:, left : left + width] += weight[..., None] * next(tiles)
+            tile = weight[..., None] * next(tiles)
+            if band is None:
+                band = np.zeros((height, lefts[-1] + width, tile.shape[-1]), np.float32)
+                if rest is not None:
+                    band[: len(rest)] = rest
+            band[:, left : left + width] += tile
+        assert band is not None
         done = tops[row + 1] - top if row + 1 < len(tops) else height
         yield band[:done]
-        band = np.concatenate([band[done:], np.zeros_like(band[:done])])
+        rest = band[done:]
 
 
 def pad_reflect(

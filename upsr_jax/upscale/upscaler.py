@@ -7,8 +7,9 @@ device depends on the tile and the batch, not on the picture.
 
 import dataclasses
 import itertools
+import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,30 @@ from typing import Any
 import cv2
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jax.sharding import Mesh
+from jaxtyping import Float, Float32, UInt8
+from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
 from upsr_jax.cluster.devices import fitting, local_mesh, put_whole, split_rows
-from upsr_jax.files.photos import to_pixels
+from upsr_jax.cluster.environment import program
+from upsr_jax.files.photos import to_pixels, visible_colours
 from upsr_jax.files.whole import file_sha256
 from upsr_jax.upscale.batcher import TileBatcher
 from upsr_jax.upscale.restore import (
     SIZE_MULTIPLE,
     Restoration,
+    Sampling,
     make_super_resolve,
     padded_side,
-    with_options,
+    with_sampling,
 )
-from upsr_jax.upscale.tiles import blend_bands, noise_window, pad_reflect, tile_grid
+from upsr_jax.upscale.tiles import SCALE, blend_bands, noise_window, pad_reflect, tile_grid
 from upsr_jax.weights.model_folder import CHECKSUMS, load_model
 
 BUILT_IN_MODEL = Path(__file__).parents[1] / "assets" / "lite_x4"
-SCALE = 4
-OVERLAP = 32  # low-resolution pixels
+TILE, OVERLAP = 256, 32  # low-resolution pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,38 +48,35 @@ class Upscaler:
     """Upscale images x4 with one model; threads that call it share its batches of tiles.
 
     `super_resolve(params, lr, noise)` is what `restore.make_super_resolve` makes, jitted. Images
-    up to `tile` pixels a side (a multiple of 64) run whole, larger ones in tiles. It always takes
-    `batch` tiles of one shape, from several images or repeated where there are fewer. `recipe`
-    names what, beside image, seed and tile, decides the result.
+    up to `tile` pixels a side (a multiple of 64) run whole, larger ones in tiles, whose neighbours
+    share `overlap` pixels and are blended as `tiles.tile_weights` says. It always takes `batch`
+    tiles of one shape, from several images or repeated where there are fewer. `recipe` names what,
+    beside image, seed and tile, decides the result; `parts` are those of a Restoration that
+    `restore` gives, the image first.
     """
 
     super_resolve: Callable[..., Restoration]
     params: Any
-    tile: int = 256
+    tile: int = TILE
     batch: int = 1
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    overlap: int = OVERLAP
+    blend: str = "feather"
+    parts: Sequence[str] = ("image",)
     _batcher: TileBatcher = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.tile <= 0 or self.tile % SIZE_MULTIPLE:
-            raise ValueError(f"tile is {self.tile}, but must be a multiple of {SIZE_MULTIPLE}.")
-        object.__setattr__(self, "_batcher", TileBatcher(self._restore, self.batch))
+        check_tile(self.tile, self.overlap)
+        object.__setattr__(self, "_batcher", TileBatcher(self._run, self.batch))
 
     @classmethod
     def from_pretrained(
-        cls,
-        folder: str | Path | None = None,
-        tile: int = 256,
-        *,
-        steps: int | None = None,
-        method: str | None = None,
-        min_noise: float | None = None,
-        fidelity: float = 0.0,
+        cls, folder: str | Path | None = None, tile: int = TILE, **sampling: Any
     ) -> "Upscaler":
         """Load a model folder, by default the built-in model, to run on all local devices.
 
-        The other options are those of `restore.with_options` and `make_super_resolve`. Raises
-        FileNotFoundError or ValueError if it is no whole model folder or can't sample so.
+        The other options are those of `restore.Sampling`. Raises FileNotFoundError or ValueError if
+        it is no whole model folder or can't sample so.
         """
         folder = Path(folder or BUILT_IN_MODEL)
         config, params = load_model(folder)
@@ -84,25 +85,48 @@ class Upscaler:
             raise ValueError(
                 f"{folder} holds no {missing}; convert denoiser and estimator to one folder."
             )
-        config = with_options(config, steps, method, min_noise)
+        options = Sampling(**sampling)
+        return cls.from_params(
+            with_sampling(config, options), params, name_model(folder), options.fidelity, tile=tile
+        )
+
+    @classmethod
+    def from_params(
+        cls,
+        config: ConfigDict,
+        params: Mapping[str, Any],
+        model: str,
+        fidelity: float = 0.0,
+        tiles_per_device: int | None = None,
+        make_program: Callable[[Callable[..., Any], Mesh], Any] = split_rows,
+        **settings: Any,
+    ) -> "Upscaler":
+        """Run a model of NumPy arrays on all local devices.
+
+        `model` names it in the recipe; `make_program` compiles as `devices.split_rows` does;
+        `settings` are the other fields.
+        """
         mesh = local_mesh()
-        # One tile keeps a CPU busy; an accelerator gains from several.
-        tiles_per_device = 1 if jax.default_backend() == "cpu" else 4
+        super_resolve = make_super_resolve(config, fidelity)
+        program = make_program(lambda params, tiles: super_resolve(params, *tiles), mesh)
         recipe = {
-            "model": file_sha256(folder / CHECKSUMS),
+            "model": model,
             "sampler": config.sampler.to_dict(),
             "prior": config.prior.to_dict(),
             "fidelity": fidelity,
         }
-        super_resolve = make_super_resolve(config, fidelity)
-        jitted = split_rows(lambda params, tiles: super_resolve(params, *tiles), mesh)
         return cls(
-            lambda params, *tiles: jitted(params, tiles),
+            lambda params, *tiles: program(params, tiles),
             put_whole(params, mesh),
-            tile,
-            mesh.size * tiles_per_device,
-            recipe,
+            batch=mesh.size * (tiles_per_device or cls.tiles_per_device()),
+            recipe=recipe,
+            **settings,
         )
+
+    @staticmethod
+    def tiles_per_device() -> int:
+        """Choose a batch: one tile keeps a CPU busy, and an accelerator gains from several."""
+        return 1 if jax.default_backend() == "cpu" else 4
 
     def __call__(
         self, image: np.ndarray | Image.Image, seed: int = 0, progress: bool = False
@@ -114,22 +138,35 @@ class Upscaler:
         model gives NaN, MemoryError if a batch of tiles does not fit into the device's memory.
         """
         pixels = _as_pixels(image)
-        if pixels.shape[-1] == 3:
-            return self._upscale_rgb(pixels, seed, progress)
-        rgb = self._upscale_rgb(_spread_colours(pixels), seed, progress)
-        alpha = cv2.resize(pixels[..., 3], None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
-        return np.dstack([rgb, alpha])
+        height, width = pixels.shape[:2]
+        result = np.empty((SCALE * height, SCALE * width, 3), np.uint8)
+        row = 0
+        for band in self.restore_bands(visible_colours(pixels), seed, progress):
+            result[row : row + len(band)] = to_bytes(band[..., :3])
+            row += len(band)
+        return with_alpha(result, pixels)
 
-    def stop(self) -> None:
-        """End the calls of other threads with CancelledError; this upscaler is of no more use."""
-        self._batcher.stop()
+    def restore(
+        self, rgb: UInt8[np.ndarray, "h w 3"], seed: int
+    ) -> list[Float32[np.ndarray, "4*h 4*w 3"]]:
+        """Restore an image to its `parts`, in memory as a whole; raises as a call does."""
+        whole = np.concatenate(list(self.restore_bands(rgb, seed)))
+        return np.split(whole, len(self.parts), axis=-1)
 
-    def _upscale_rgb(self, rgb: np.ndarray, seed: int, progress: bool) -> np.ndarray:
+    def restore_bands(
+        self, rgb: UInt8[np.ndarray, "h w 3"], seed: int, progress: bool = False
+    ) -> Iterator[Float32[np.ndarray, "rows W c"]]:
+        """Yield `parts` of the Restoration, joined along the channels, in bands from the top down.
+
+        Raises FloatingPointError if the model gives NaN, MemoryError as a call does.
+        """
         height, width = rgb.shape[:2]
         shape = min(padded_side(height), self.tile), min(padded_side(width), self.tile)
         padded = pad_reflect(rgb, max(height, shape[0]), max(width, shape[1]))
-        tops = tile_grid(padded.shape[0], shape[0], OVERLAP)
-        lefts = tile_grid(padded.shape[1], shape[1], OVERLAP)
+        tops, lefts = (
+            tile_grid(length, tile, self.overlap if length > tile else 0)
+            for length, tile in zip(padded.shape, shape, strict=False)
+        )
         corners = list(itertools.product(tops, lefts))
         tiles = tqdm(
             self._restore_tiles(padded, corners, shape, seed),
@@ -138,20 +175,29 @@ class Upscaler:
             leave=False,
             disable=None if progress else True,
         )
-        bands = blend_bands(
+        rows = SCALE * height
+        for band in blend_bands(
             iter(tiles),
             [SCALE * top for top in tops],
             [SCALE * left for left in lefts],
             (SCALE * shape[0], SCALE * shape[1]),
-            SCALE * OVERLAP,
-        )
-        result = np.empty((SCALE * height, SCALE * width, 3), np.uint8)
-        row = 0
-        for band in bands:
-            rest = result[row : row + len(band)]
-            rest[:] = np.round((band[: len(rest), : SCALE * width] + 1) * 127.5)
-            row += len(band)
-        return result
+            SCALE * self.overlap,
+            self.blend,
+        ):
+            if rows > 0:
+                yield band[:rows, : SCALE * width]
+            rows -= len(band)
+
+    def describe(self, source_sha256: str, seed: int) -> str:
+        """Name all that decides a result: program, options, and the photo by its SHA-256."""
+        options = {**self.recipe, "tile": self.tile, "seed": seed, "source": source_sha256}
+        if (self.overlap, self.blend) != (OVERLAP, "feather"):
+            options |= {"overlap": self.overlap, "blend": self.blend}
+        return f"{program()} {json.dumps(options)}"
+
+    def stop(self) -> None:
+        """End the calls of other threads with CancelledError; this upscaler is of no more use."""
+        self._batcher.stop()
 
     def _restore_tiles(
         self, image: np.ndarray, corners: list[tuple[int, int]], shape: tuple[int, int], seed: int
@@ -175,11 +221,41 @@ class Upscaler:
                 )
             yield result
 
-    def _restore(self, lr: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    def _run(self, lr: np.ndarray, noise: np.ndarray) -> np.ndarray:
         batch, height, width, _ = lr.shape
         with fitting(f"{batch} tiles of {width}x{height}", "use smaller tiles"):
-            lr = lr.astype(np.float32) / 127.5 - 1
-            return np.asarray(self.super_resolve(self.params, lr, noise).image)
+            restored = self.super_resolve(self.params, lr.astype(np.float32) / 127.5 - 1, noise)
+            arrays = [np.asarray(getattr(restored, part)) for part in self.parts]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
+
+
+def check_tile(tile: int, overlap: int) -> None:
+    """Raise ValueError unless tiles are of a size that networks take and longer than overlaps."""
+    if tile <= overlap or tile % SIZE_MULTIPLE or overlap < 0:
+        raise ValueError(
+            f"tile is {tile}, but must be a multiple of {SIZE_MULTIPLE} above the overlap, "
+            f"{overlap}"
+        )
+
+
+def name_model(folder: Path) -> str:
+    """Name a model folder by what is in it: the SHA-256 of its sums."""
+    return file_sha256(folder / CHECKSUMS)
+
+
+def to_bytes(image: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Round a signed, clipped image to 8 bits."""
+    return np.round((image + 1) * 127.5).astype(np.uint8)
+
+
+def with_alpha(
+    result: UInt8[np.ndarray, "H W 3"], pixels: UInt8[np.ndarray, "h w c"]
+) -> UInt8[np.ndarray, "H W c"]:
+    """Add the transparency of what a result was made of, enlarged by cubic convolution."""
+    if pixels.shape[-1] == 3:
+        return result
+    alpha = cv2.resize(pixels[..., 3], None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
+    return np.dstack([result, alpha])
 
 
 def _as_pixels(image: np.ndarray | Image.Image) -> UInt8[np.ndarray, "h w c"]:
@@ -198,13 +274,3 @@ def _as_pixels(image: np.ndarray | Image.Image) -> UInt8[np.ndarray, "h w c"]:
             "but must be uint8 [h, w], [h, w, 3] or [h, w, 4]."
         )
     return image
-
-
-def _spread_colours(rgba: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Give hidden pixels the colour of visible ones nearby; their own would bleed into edges."""
-    rgb, alpha = rgba[..., :3], rgba[..., 3:]
-    weight = alpha.astype(np.float32) / 255
-    near = cv2.GaussianBlur(rgb * weight, (0, 0), 4) / (
-        cv2.GaussianBlur(weight, (0, 0), 4)[..., None] + 1e-6
-    )
-    return np.where(alpha == 0, np.round(near).astype(np.uint8), rgb)
