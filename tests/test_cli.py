@@ -18,7 +18,7 @@ from upsr_jax import cli
 from upsr_jax.cli import Method, app
 from upsr_jax.files import write_photo
 from upsr_jax.sampler import METHODS
-from upsr_jax.upscale import collection, upscaler
+from upsr_jax.upscale import upscaler
 from upsr_jax.upscale.restore import Restoration
 
 ROOT = Path(__file__).parent.parent
@@ -225,15 +225,16 @@ def test_ctrl_c_stops_at_once_and_leaves_whole_files(tmp_path, run, monkeypatch)
 
     def interrupt_second(descriptor):
         if next(calls) == 1:
-            raise KeyboardInterrupt
+            cli.interrupt_once()
         fsync(descriptor)
 
     handlers = []
-    monkeypatch.setattr(collection.signal, "signal", lambda *given: handlers.append(given))
+    monkeypatch.setattr(cli.signal, "signal", lambda *given: handlers.append(given))
     monkeypatch.setattr(write_photo.os, "fsync", interrupt_second)
     result = run("upscale", tmp_path, "--out", tmp_path / "out")
     assert result.exit_code == 130
-    assert handlers == [(signal.SIGINT, signal.SIG_DFL)]  # Ctrl-C again ends it without a word
+    # Ctrl-C again ends it without a word
+    assert handlers == [(signal.SIGINT, cli.interrupt_once), (signal.SIGINT, signal.SIG_DFL)]
     assert "stopped; the results written so far are whole" in result.stderr
     written = os.listdir(tmp_path / "out")
     assert 1 <= len(written) <= 2

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import signal
 import tempfile
 from enum import StrEnum
 from pathlib import Path
@@ -121,6 +122,7 @@ def upscale(
         upscaler = load_upscaler(
             model, tile, steps=steps, method=sampler, min_noise=min_noise, fidelity=fidelity
         )
+        signal.signal(signal.SIGINT, interrupt_once)
         try:
             done, kept, failed = run_jobs(jobs, upscaler, seed, overwrite)
         except KeyboardInterrupt:
@@ -290,6 +292,12 @@ def load_upscaler(model: Path | None, tile: int, **options: Any) -> "Upscaler":
         return Upscaler.from_pretrained(model, tile, **options)
     except (OSError, ValueError) as error:
         fail(str(error))
+
+
+def interrupt_once(*_: Any) -> NoReturn:
+    """Stop at a first Ctrl-C; a second one ends what it finds running, without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def enable_compilation_cache() -> None:

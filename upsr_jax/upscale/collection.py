@@ -7,7 +7,6 @@ very note it would get now is there already, any other file is somebody else's.
 
 import hashlib
 import os
-import signal
 import sys
 import threading
 import warnings
@@ -178,7 +177,6 @@ def run_jobs(jobs: list[Job], upscaler: Upscaler, seed: int, overwrite: bool) ->
                     kept += not is_new
         except BaseException:
             upscaler.stop()
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends what a second Ctrl-C finds running
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return Counts(done, kept, failed)
