@@ -22,6 +22,7 @@ from tiny_model import random_params
 from configs import tiny
 from upsr_jax.data.pipeline import example_names, train_batches
 from upsr_jax.evaluation import watch
+from upsr_jax.train.checkpoints import export_model
 from upsr_jax.train.loop import train_and_evaluate
 from upsr_jax.train.sharding import create_mesh
 from upsr_jax.train.state import create_sharded_state
@@ -125,6 +126,12 @@ def test_model_folder_holds_the_average_and_the_frozen_estimator(config, finishe
     jax.tree.map(np.testing.assert_array_equal, params["denoiser"], average)
     estimator = load_model(config.pretrained.estimator)[1]["estimator"]
     jax.tree.map(np.testing.assert_array_equal, params["estimator"], estimator)
+
+
+def test_model_folder_is_what_export_writes_of_the_last_checkpoint(finished, tmp_path):
+    assert export_model(finished, tmp_path / "model") == 30
+    for path in (tmp_path / "model").iterdir():
+        assert path.read_bytes() == (finished / "model" / path.name).read_bytes()
 
 
 def test_stop_and_resume_equals_uninterrupted(config, finished, workdir):
