@@ -20,6 +20,7 @@ from upsr_jax.cluster.environment import device_memory
 from upsr_jax.cluster.join import create_workdir
 from upsr_jax.data.pipeline import example_names, open_sources, train_batches
 from upsr_jax.evaluation.watch import Evaluator
+from upsr_jax.files.whole import write_whole
 from upsr_jax.train.checkpoints import (
     FOLDER,
     check_images,
@@ -274,5 +275,5 @@ def finish(workdir: Path, config: ConfigDict, params: Any, step: int) -> None:
     """
     if jax.process_index() == 0:
         write_model(workdir / "model", config, params, overwrite=True)
-        (workdir / "finished").write_text(f"{step}\n")
+        write_whole(workdir / "finished", f"{step}\n".encode())
         logger.info("model folder: %s", workdir / "model")
