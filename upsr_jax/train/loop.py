@@ -186,8 +186,9 @@ def train_and_evaluate(
             jax.profiler.stop_trace()
         resources.close()  # waits for the last checkpoint
         if done == settings.steps and not stop:
-            params = model_params(config, state.ema_params, frozen)
-            return finish(workdir, config, gather_fn(params), done)
+            params = gather_fn(model_params(config, state.ema_params, frozen))
+            # Nobody leaves before all have what they gather from each other.
+            return finish(workdir, config, jax.block_until_ready(params), done)
         names = " and ".join(signal.Signals(number).name for number in sorted({*signals}))
         logger.info(
             "stopped by %s after step %d%s: the same command goes on from there",
