@@ -15,7 +15,6 @@ from upsr_jax.data.degradation.host import to_bytes, to_unit
 from upsr_jax.data.test_sets import list_entries, make_read_fn
 from upsr_jax.evaluation.measure import (
     Measured,
-    check_eval,
     columns,
     host_metrics,
     load_pristine_model,
@@ -46,15 +45,9 @@ class Evaluator:
     """
 
     def __init__(self, config: ConfigDict, gather_fn: Callable[[Any], Any]):
-        check_eval(config.eval)
         self.config = config
         self.entries = list_entries(config.eval)
         self.metrics = measurable(config.eval)
-        if config.train.keep_best not in ("", *self.metrics):
-            raise ValueError(
-                f"config.train.keep_best is {config.train.keep_best!r}, but config.eval measures "
-                f"{', '.join(self.metrics)}"
-            )
         read_fn = make_read_fn(config)
         own = share(self.entries, jax.process_index(), jax.process_count())
         self.examples = [read_fn(entry) for entry in own]

@@ -33,7 +33,7 @@ from upsr_jax.train.checkpoints import (
     save,
     write_model,
 )
-from upsr_jax.train.config import check_batch, check_config
+from upsr_jax.train.config import check_config, check_training
 from upsr_jax.train.describe import describe_run, log_setup, speed_limits
 from upsr_jax.train.meter import Meter
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
@@ -66,7 +66,7 @@ def train_and_evaluate(
     """
     check_config(config)
     mesh = create_mesh(**config.mesh)
-    check_batch(config, mesh)
+    check_training(config, mesh)
     workdir = Path(workdir).absolute()
     is_main = jax.process_index() == 0
     settings = config.train
