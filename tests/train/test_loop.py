@@ -17,7 +17,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from photos import write_photos
-from tiny_model import random_params
+from tiny_model import changed, random_params
 
 from configs import tiny
 from upsr_jax.data.pipeline import example_names, train_batches
@@ -62,13 +62,6 @@ def config(tmp_path_factory) -> ConfigDict:
     )
     config.eval.update(gt=photos, lr="", crop_size=SIZE, max_images=2, pictures=2)
     save_model(folder / "model", config, random_params(config))
-    return config
-
-
-def changed(config: ConfigDict, **values: Any) -> ConfigDict:
-    """Copy a config with some values changed, named with `__` between the levels."""
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in values.items()})
     return config
 
 
