@@ -14,6 +14,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from upsr_jax.data.pipeline import train_batches
+from upsr_jax.train.config import check_config
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 IMAGES = flags.DEFINE_integer("images", 400, "Images to measure, or a few more.", lower_bound=1)
@@ -37,6 +38,7 @@ RATES = (50, 100, 200, 500, 1000)  # images a second
 def main(_: list[str]) -> None:
     """Measure the pipeline of a config on one core, and then as the config would run it."""
     config = CONFIG.value
+    check_config(config)
     num_workers, num_threads = config.data.num_workers, config.data.num_threads
     config.data.update(num_workers=0, num_threads=0)
     seconds = seconds_per_image(config, time.process_time)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from upsr_jax import cli
 from upsr_jax.cli import Method, app
-from upsr_jax.files import write_photo
+from upsr_jax.files import whole
 from upsr_jax.sampler import METHODS
 from upsr_jax.upscale import upscaler
 from upsr_jax.upscale.restore import Restoration
@@ -230,7 +230,7 @@ def test_ctrl_c_stops_at_once_and_leaves_whole_files(tmp_path, run, monkeypatch)
 
     handlers = []
     monkeypatch.setattr(cli.signal, "signal", lambda *given: handlers.append(given))
-    monkeypatch.setattr(write_photo.os, "fsync", interrupt_second)
+    monkeypatch.setattr(whole.os, "fsync", interrupt_second)
     result = run("upscale", tmp_path, "--out", tmp_path / "out")
     assert result.exit_code == 130
     # Ctrl-C again ends it without a word

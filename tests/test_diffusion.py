@@ -1,20 +1,17 @@
 """The closed-form diffusion against goldens of the released code and against its own algebra."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from einops import rearrange
-from goldens.seeded_weights import seeded_normal
+from golden import golden as load_golden
+from golden import nhwc, seeded
 
 from configs import lite_x4
 from upsr_jax import diffusion
 from upsr_jax.diffusion import Schedule
 from upsr_jax.ops import pixel_unshuffle
 
-GOLDENS = Path(__file__).parent / "goldens"
 RELEASED = Schedule.create()
 FIFTEEN = Schedule.create(steps=15)
 SCHEDULES = {
@@ -29,13 +26,10 @@ SCHEDULES = {
 def golden():
     """The golden batch of five images, NHWC in float64, image i at step i."""
     with jax.enable_x64(True):
-        arrays = dict(np.load(GOLDENS / "diffusion.npz"))
-        arrays["noise"] = seeded_normal("noise", (5, 3, 32, 48), 2025)
+        arrays = load_golden("diffusion")
+        arrays["noise"] = seeded("noise", (5, 3, 32, 48))
         t = jnp.asarray(arrays.pop("t"))
-        images = {
-            name: jnp.asarray(rearrange(array, "b c h w -> b h w c"), jnp.float64)
-            for name, array in arrays.items()
-        }
+        images = {name: jnp.asarray(nhwc(array)) for name, array in arrays.items()}
         yield images | {"t": t}
 
 
@@ -47,7 +41,7 @@ def assert_unshuffled_close(actual, expected):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedule_is_exact(name):
     schedule = SCHEDULES[name]
-    golden = np.load(GOLDENS / "schedule.npz")
+    golden = load_golden("schedule")
     np.testing.assert_allclose(schedule.sqrt_etas, golden[f"{name}/sqrt_etas"], rtol=1e-13)
     np.testing.assert_allclose(schedule.etas, golden[f"{name}/etas"], rtol=1e-13)
     np.testing.assert_allclose(schedule.etas_prev, golden[f"{name}/etas_prev"], rtol=1e-13)
@@ -56,7 +50,7 @@ def test_schedule_is_exact(name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_posterior_coefficients_are_exact(name):
-    golden = np.load(GOLDENS / "schedule.npz")
+    golden = load_golden("schedule")
     steps = len(SCHEDULES[name].timesteps)
     with jax.enable_x64(True):
         one, zero = jnp.ones((steps, 1, 1, 1)), jnp.zeros((steps, 1, 1, 1))
@@ -87,7 +81,7 @@ def test_prior_matches_golden(golden):
 
 def test_the_built_in_config_trains_on_the_states_that_sampling_starts_from():
     schedule = Schedule.create(**lite_x4.get_config().diffusion)
-    x_0, y, weight, noise = jnp.asarray(seeded_normal("states", (4, 1, 8, 8, 3), 2025))
+    x_0, y, weight, noise = jnp.asarray(seeded("states", (4, 1, 8, 8, 3)))
     x_t = diffusion.q_sample(schedule, x_0, y, weight, noise, len(schedule.timesteps) - 1)
     np.testing.assert_allclose(
         x_t, diffusion.prior_sample(schedule, y, weight, noise), atol=1e-6, rtol=0

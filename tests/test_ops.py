@@ -1,26 +1,23 @@
 """Array operations against PyTorch goldens and their defining properties."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from einops import rearrange
+from golden import golden, nhwc
 
 from upsr_jax import ops
 from upsr_jax.ops import nearest_upsample, pixel_shuffle, pixel_unshuffle
 
 bicubic_upsample = jax.jit(ops.bicubic_upsample)
-GOLDENS = Path(__file__).parent / "goldens"
 
 
 def test_bicubic_matches_pytorch():
-    golden = np.load(GOLDENS / "bicubic_x4.npz")
+    file = golden("bicubic_x4")
     with jax.enable_x64(True):
-        image = jnp.asarray(rearrange(golden["image"] / 255.0, "b c h w -> b h w c"))
+        image = jnp.asarray(nhwc(file["image"] / 255.0))
         out = np.asarray(bicubic_upsample(image))
-    expected = rearrange(golden["out"], "b c h w -> b h w c")
+    expected = nhwc(file["out"])
     assert np.linalg.norm(out - expected) < 1e-7 * np.linalg.norm(expected)
 
 
@@ -54,10 +51,10 @@ def test_bicubic_of_half_precision_is_float32():
 
 
 def test_pixel_unshuffle_matches_pytorch_and_shuffle_inverts_it():
-    golden = np.load(GOLDENS / "diffusion.npz")
-    image = jnp.asarray(rearrange(golden["gt"][:1], "b c h w -> b h w c"))
+    file = golden("diffusion")
+    image = jnp.asarray(nhwc(file["gt"][:1]))
     unshuffled = pixel_unshuffle(image)
-    expected = rearrange(golden["unshuffled_gt"], "b c h w -> b h w c")
+    expected = nhwc(file["unshuffled_gt"])
     np.testing.assert_array_equal(unshuffled, expected)
     np.testing.assert_array_equal(pixel_shuffle(unshuffled), image)
 

@@ -128,7 +128,7 @@ def test_killed_and_started_again_it_makes_the_same_files(photos, made, tmp_path
         assert process.wait() == -signal.SIGKILL
     assert make(photos, "--out", out, "--count", 58).returncode == 0
     assert pictures(out) == pictures(made)
-    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob(".upsr-*"))
     assert (out / "manifest.json").read_bytes() == (made / "manifest.json").read_bytes()
 
 

@@ -1,34 +1,27 @@
 """The prior against the golden batch and the uncertainty rule at its corners."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
+from golden import golden, nhwc
 
 from upsr_jax.prior import make_prior
-
-GOLDENS = Path(__file__).parent / "goldens"
 
 
 def test_prior_matches_golden():
     with jax.enable_x64(True):
-        golden = {
-            name: jnp.asarray(rearrange(array, "b c h w -> b h w c"), jnp.float64)
-            for name, array in np.load(GOLDENS / "diffusion.npz").items()
-            if array.ndim == 4
-        }
-        unit_estimate = (golden["estimate"] + 1) / 2
-        prior = make_prior(lambda lr: unit_estimate, golden["lr"], un=0.1, min_noise=0.4)
+        arrays = golden("diffusion")
+        expected = {name: jnp.asarray(nhwc(x)) for name, x in arrays.items() if x.ndim == 4}
+        unit_estimate = (expected["estimate"] + 1) / 2
+        prior = make_prior(lambda lr: unit_estimate, expected["lr"], un=0.1, min_noise=0.4)
     for actual, name in [
         (prior.bicubic, "bicubic"),
         (prior.estimate, "estimate"),
         (prior.noise_weight, "noise_weight"),
         (prior.condition[:1], "condition"),
     ]:
-        error = np.linalg.norm(actual - golden[name])
-        assert error < 2e-7 * np.linalg.norm(golden[name]), name
+        error = np.linalg.norm(actual - expected[name])
+        assert error < 2e-7 * np.linalg.norm(expected[name]), name
 
 
 def constant_prior(difference, un=0.1, min_noise=0.4):

@@ -1,4 +1,4 @@
-"""Models of seeded random weights, in the smallest configurations."""
+"""Models of seeded random weights, in the smallest configurations, and changes of a config."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,13 @@ from ml_collections import ConfigDict
 from configs import tiny
 from upsr_jax.models.build import init_denoiser, init_estimator
 from upsr_jax.weights.model_folder import save_model
+
+
+def changed(config: ConfigDict, **values: Any) -> ConfigDict:
+    """Copy a config with some values changed, named with `__` between the levels."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in values.items()})
+    return config
 
 
 def draw(init_fn: Any, block: Any, seed: int = 0) -> Any:

@@ -257,17 +257,6 @@ def test_pairs_depend_on_neither_threads_nor_processes(pair_folders):
     ("changes", "message"),
     [
         (dict(batch_size=5), "batch of 5 .* over 2 processes"),
-        (dict(crop_size=30), "crop_size is 30"),
-        (dict(crop_size=12), "crop_size is 12"),
-        (dict(scale=(0.5, 1.5)), r"scale is \(0\.5, 1\.5\): choose two factors in \(0, 1\]"),
-        (dict(scale=(0.9, 0.8)), r"scale is \(0\.9, 0\.8\)"),
-        (dict(scale=(0.5, 1.0), folders=(), pairs=("hr", "lr")), r"\(1\.0, 1\.0\) for pairs"),
-        (dict(rotation=60.0), r"rotation is 60\.0: choose degrees from 0 to 45"),
-        (dict(rotation=-1.0), r"rotation is -1\.0"),
-        (
-            dict(rotation=9.0, folders=(), pairs=("hr", "lr")),
-            r"rotation is 9\.0: .* 0\.0 for pairs",
-        ),
         (dict(pairs=("hr", "lr")), "one of folders .* and pairs"),
         (dict(folders=()), "one of folders .* and pairs"),
         (dict(weights=(1.0, 2.0)), r"weights is \(1\.0, 2\.0\): .* each of the 1 folders"),

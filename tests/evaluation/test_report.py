@@ -18,10 +18,10 @@ import upsr_jax
 from upsr_jax.evaluation.report import compare, write_report
 from upsr_jax.evaluation.report.plot import Point, scatter_plot
 from upsr_jax.evaluation.report.rendering import (
+    PAGES,
     Cell,
     Table,
     data_uri,
-    html_table,
     markdown_table,
     markdown_text,
 )
@@ -125,7 +125,7 @@ def test_links_lead_to_figures_and_controls_have_names(tmp_path):
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
-        ('<b>&"', "&lt;b&gt;&amp;&quot;"),
+        ('<b>&"', "&lt;b&gt;&amp;&#34;"),
         ("$title ${x}", "$title ${x}"),
         ("ü 写真", "ü 写真"),
         ("\udcff", "?"),  # a byte of a file name that is no text
@@ -146,7 +146,7 @@ def test_markdown_shows_names_as_they_are():
 def test_tables_keep_their_columns():
     table = Table(["Name", "x|y"], [[Cell("a\nb"), Cell("1", "(2|3)", value=1.0)]])
     assert markdown_table(table) == "| Name | x\\|y |\n| --- | ---: |\n| a b | 1 (2\\|3) |\n"
-    html = html_table(table, "sortable")
+    html = PAGES.get_template("table.html").module.html_table(table, "sortable")
     assert 'data-value="1.0"' in html and html.count("<button") == 2
 
 

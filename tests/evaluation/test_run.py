@@ -337,12 +337,6 @@ def test_the_evaluator_of_training_gives_the_same_numbers(config, results):
     assert (report.picture[80:, 6 * 64 :] == 255).all()
 
 
-def test_what_training_keeps_by_must_be_measured(config):
-    config = changed(config, metrics=("psnr_y",))
-    with pytest.raises(ValueError, match=r"keep_best is 'lpips_alex', but .* measures psnr_y"):
-        Evaluator(config, make_gather_fn(create_mesh(-1, 1)))
-
-
 def test_a_run_without_a_model_says_so(config, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoints: give the --workdir of"):
         evaluate(changed(config, model=""), tmp_path)

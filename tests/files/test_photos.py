@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from upsr_jax.files import write_photo
+from upsr_jax.files import whole
 from upsr_jax.files.find import find_images
 from upsr_jax.files.photos import ImageError, read_image, read_note, to_pixels
 from upsr_jax.files.write_photo import write_image
@@ -262,7 +262,7 @@ def refuse_link(source, target):
 
 
 def test_file_systems_without_links_work_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(write_photo.os, "link", refuse_link)
+    monkeypatch.setattr(whole.os, "link", refuse_link)
     write_image(tmp_path / "a.png", RGB)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
     (tmp_path / "b.png").write_bytes(b"mine")
@@ -276,12 +276,12 @@ def test_a_link_that_fails_otherwise_is_no_file_system_without_links(tmp_path, m
     def full_disk(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(write_photo.os, "link", full_disk)
+    monkeypatch.setattr(whole.os, "link", full_disk)
     with pytest.raises(ImageError, match="No space left"):
         write_image(tmp_path / "a.png", RGB)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(write_photo.os, "link", refuse_link)
-    monkeypatch.setattr(write_photo.os, "replace", full_disk)
+    monkeypatch.setattr(whole.os, "link", refuse_link)
+    monkeypatch.setattr(whole.os, "replace", full_disk)
     with pytest.raises(ImageError, match="No space left"):
         write_image(tmp_path / "a.png", RGB)
     assert not list(tmp_path.iterdir())
@@ -291,7 +291,7 @@ def test_failed_writes_leave_nothing(tmp_path, monkeypatch):
     def full_disk(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(write_photo.os, "fsync", full_disk)
+    monkeypatch.setattr(whole.os, "fsync", full_disk)
     with pytest.raises(ImageError, match=r"a\.png: cannot be written \(No space left"):
         write_image(tmp_path / "a.png", RGB)
     assert not list(tmp_path.iterdir())

@@ -3,11 +3,22 @@
 import errno
 import fcntl
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from upsr_jax.files import whole
-from upsr_jax.files.whole import check_begun, locked, read_json, write_whole
+from upsr_jax.files.whole import (
+    check_begun,
+    locked,
+    read_json,
+    remove_parts,
+    whole_file,
+    write_whole,
+)
 
 
 def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
@@ -32,6 +43,41 @@ def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_else(tmp_path, monkey
     with pytest.raises(OSError, match="No space left"):
         write_whole(tmp_path / "a", b"newer")
     assert (tmp_path / "a").read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_a_file_that_is_there_is_replaced_only_if_asked(tmp_path):
+    (tmp_path / "a").write_bytes(b"mine")
+    with pytest.raises(FileExistsError), whole_file(tmp_path / "a", overwrite=False) as file:
+        file.write(b"newer")
+    assert (tmp_path / "a").read_bytes() == b"mine" and os.listdir(tmp_path) == ["a"]
+
+
+def test_what_killed_processes_left_is_removed_and_what_is_being_written_stays(tmp_path):
+    (tmp_path / ".upsr-0.part").touch()
+    with whole_file(tmp_path / "a") as file:
+        (tmp_path / ".upsr-1.part").touch()
+        remove_parts(tmp_path)
+        assert list(tmp_path.iterdir()) == [Path(file.name)]
+    assert os.listdir(tmp_path) == ["a"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from upsr_jax.files.whole import locked, whole_file
+Path(sys.argv[1], "b").mkdir()
+with locked(Path(sys.argv[1])), whole_file(Path(sys.argv[1], "b", "a")) as file:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_leaves_no_lock_and_no_file_of_the_name(tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "b" / "a").exists() and len(list(tmp_path.glob("b/.upsr-*.part"))) == 1
+    with locked(tmp_path):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [".lock", "b"] and not os.listdir(tmp_path / "b")
 
 
 def test_a_locked_folder_is_in_use_until_the_lock_ends(tmp_path):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from pathlib import Path
 from small import get_config
-from upsr_jax.train.checkpoints import open_checkpoints, restore, save
+from upsr_jax.train.checkpoints import choose_checkpoint, open_checkpoints, restore, save
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
 from upsr_jax.train.state import abstract_state, create_sharded_state
 from upsr_jax.train.sharding import create_mesh, to_global
@@ -49,7 +49,7 @@ with open_checkpoints(workdir, config) as checkpoints:
     save(checkpoints, config, state, {}, [])
 with open_checkpoints(workdir, config) as checkpoints:
     shapes = abstract_state(config, optimizer, mesh)
-    state = restore(checkpoints, 1, config, shapes, {})
+    state = restore(checkpoints, choose_checkpoint(workdir), config, shapes, {})
 report("restored", state)
 """
 

@@ -12,6 +12,7 @@ from photos import write_photos
 from small import get_config
 from tiny_model import random_params
 
+from upsr_jax.train.checkpoints import export_model
 from upsr_jax.weights.model_folder import save_model
 
 STEPS = 20
@@ -115,6 +116,9 @@ def test_a_stopped_run_goes_on_elsewhere_with_the_same_losses(command, alone, tm
     first, _ = launch([*command, *folder, *flags], processes=2, devices=1)
     assert f"the checkpoint of step {stopped} is damaged" in first.stderr
     assert f"going on after step {(stopped - 1) // 3 * 3}" in first.stderr
+    assert export_model(tmp_path, tmp_path / "exported") == 14
+    for path in (tmp_path / "exported").iterdir():  # of weights that two processes shared
+        assert path.read_bytes() == (tmp_path / "model" / path.name).read_bytes()
 
     (last,) = launch([*command, *folder, "--config.mesh.fsdp=8"], devices=8)
     assert "going on after step 14" in last.stderr

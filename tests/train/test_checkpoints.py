@@ -1,7 +1,9 @@
 """Checkpoints come back as they were, or say what is wrong with them; real files, real damage."""
 
+import json
 import logging
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,6 @@ from configs import tiny
 from upsr_jax.train.checkpoints import (
     bit_sum,
     check_images,
-    check_run,
     check_same_config,
     choose_checkpoint,
     export_model,
@@ -25,7 +26,6 @@ from upsr_jax.train.checkpoints import (
     read_checkpoint,
     restore,
     save,
-    was_evaluated,
 )
 from upsr_jax.train.config import config_as_json
 from upsr_jax.train.optimizer import create_optimizer
@@ -75,13 +75,13 @@ def save_steps(
 
 
 def restored(workdir: Path, config: ConfigDict, frozen=FROZEN, optimizer="adamw") -> TrainState:
-    step = choose_checkpoint(workdir)
-    assert step is not None
-    check_run(workdir, step, config)
-    check_images(workdir, step, IMAGES)
+    found = choose_checkpoint(workdir)
+    assert found is not None
+    check_same_config(found.meta["config"], config, workdir)
+    check_images(found, IMAGES, workdir)
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_after(0, optimizer=optimizer))
     with open_checkpoints(workdir, config) as checkpoints:
-        return restore(checkpoints, step, config, shapes, frozen)
+        return restore(checkpoints, found, config, shapes, frozen)
 
 
 def kept(workdir: Path) -> set[int]:
@@ -193,12 +193,34 @@ def test_if_all_are_damaged_nothing_is_moved_and_no_new_run_begins(tmp_path, con
 def test_other_images_are_refused_as_they_would_come_in_another_order(tmp_path, config):
     save_steps(tmp_path, config, 1)
     with pytest.raises(ValueError, match=r"were 5 \+ 7 when .* are 5 \+ 8 now, .* bring the same"):
-        check_images(tmp_path, 1, [5, 8])
+        check_images(choose_checkpoint(tmp_path), [5, 8], tmp_path)
 
 
 def test_a_checkpoint_knows_whether_its_step_was_evaluated(tmp_path, config):
-    save_steps(tmp_path, config, 1, 2, metrics={1: {"psnr_y": 1.0}, 2: {}})
-    assert was_evaluated(tmp_path, 1) and not was_evaluated(tmp_path, 2)
+    for step, metrics in ((1, {"psnr_y": 1.0}), (2, {})):
+        save_steps(tmp_path, config, step, metrics={step: metrics})
+        assert choose_checkpoint(tmp_path).meta["evaluated"] == bool(metrics)
+
+
+def test_what_a_checkpoint_is_too_old_to_tell_is_taken_for_right(tmp_path, config):
+    save_steps(tmp_path, config, 1)
+    path = tmp_path / "checkpoints" / "1" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps({key: meta[key] for key in ("config", "sums")}))
+    found = choose_checkpoint(tmp_path)
+    check_images(found, [1], tmp_path)
+    assert found.meta["evaluated"]
+
+
+def test_one_process_reads_the_arrays_once(tmp_path, config):
+    """What is on the disk may be lost as soon as it has been checked."""
+    save_steps(tmp_path, config, 1)
+    found = choose_checkpoint(tmp_path)
+    with open_checkpoints(tmp_path, config) as checkpoints:
+        for item in ("state", "model", "meta"):
+            shutil.rmtree(tmp_path / "checkpoints" / "1" / item)
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_after(0))
+        assert_same(restore(checkpoints, found, config, shapes, FROZEN), state_after(1, 1))
 
 
 def test_another_estimator_is_refused(tmp_path, config):

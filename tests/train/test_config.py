@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from jax.sharding import AbstractMesh
 
 from configs import lite_x4, realsr_x4
-from upsr_jax.train.config import KEYS, check_config
+from upsr_jax.train.config import KEYS, check_config, check_training
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -80,8 +81,13 @@ def test_a_value_where_a_block_belongs_is_refused():
         ("degradation.first.resize.factor", (0.5, 0.9), "factor is .* with 1 between"),
         ("degradation.final.jpeg_quality", (95,), "jpeg_quality is .*: it must be two qualities"),
         ("train.keep_best", "ssim", "keep_best is 'ssim': it must be one of psnr_y, ssim_y"),
-        ("train.eval_every", 7, r"set eval_every \(7\) to a multiple of checkpoint_every \(5000\)"),
-        ("train.eval_every", 0, "keep_best = 'lpips_vgg' can keep only what is evaluated"),
+        ("data.crop_size", 30, "crop_size is 30: it must be a multiple of 4 from 16 on"),
+        ("data.crop_size", 12, "crop_size is 12: it must be"),
+        ("data.scale", (0.5, 1.5), r"scale is \(0\.5, 1\.5\): it must be two factors above 0 and"),
+        ("data.scale", (0.9, 0.8), r"scale is \(0\.9, 0\.8\): it must be"),
+        ("data.rotation", 60.0, r"rotation is 60\.0: it must be 0 to 45 degrees"),
+        ("data.rotation", -1.0, r"rotation is -1\.0: it must be"),
+        ("eval.max_images", 0, "max_images is 0, but must be at least 1"),
     ],
 )
 def test_values_that_can_not_be_are_refused(name, value, message):
@@ -89,6 +95,37 @@ def test_values_that_can_not_be_are_refused(name, value, message):
     config.update_from_flattened_dict({name: value})
     with pytest.raises(ValueError, match=message):
         check_config(config)
+
+
+@pytest.mark.parametrize(("name", "value"), [("scale", (0.5, 1.0)), ("rotation", 9.0)])
+def test_pairs_are_neither_shrunk_nor_turned(name, value):
+    config = realsr_x4.get_config()
+    config.data.update(pairs=("hr", "lr"), scale=(1.0, 1.0), rotation=0.0)
+    check_config(config)
+    config.data[name] = value
+    with pytest.raises(ValueError, match=r"they must be \(1\.0, 1\.0\) and 0\.0 for pairs"):
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("data.batch_size", 9, "a batch of 9 can't be split evenly over 4 devices and 1 micro"),
+        ("train.microbatches", 3, "evenly over 4 devices and 3 microbatches"),
+        ("eval.metrics", ("psnr_y",), "keep_best is 'lpips_vgg', but config.eval measures psnr_y"),
+        ("train.eval_every", 7, r"set eval_every \(7\) to a multiple of checkpoint_every \(5000\)"),
+        ("train.eval_every", 0, "keep_best = 'lpips_vgg' can keep only what is evaluated"),
+    ],
+)
+def test_what_training_can_not_do_is_refused(name, value, message):
+    """An evaluation of the same config doesn't mind."""
+    mesh = AbstractMesh((4, 1), ("data", "fsdp"))
+    config = realsr_x4.get_config()
+    check_training(config, mesh)
+    config.update_from_flattened_dict({name: value})
+    check_config(config)
+    with pytest.raises(ValueError, match=message):
+        check_training(config, mesh)
 
 
 @pytest.mark.parametrize("block", ["sampler", "data", "pretrained", "loss", "train", "eval"])

@@ -17,11 +17,12 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from photos import write_photos
-from tiny_model import random_params
+from tiny_model import changed, random_params
 
 from configs import tiny
 from upsr_jax.data.pipeline import example_names, train_batches
 from upsr_jax.evaluation import watch
+from upsr_jax.train.checkpoints import export_model
 from upsr_jax.train.loop import train_and_evaluate
 from upsr_jax.train.sharding import create_mesh
 from upsr_jax.train.state import create_sharded_state
@@ -61,13 +62,6 @@ def config(tmp_path_factory) -> ConfigDict:
     )
     config.eval.update(gt=photos, lr="", crop_size=SIZE, max_images=2, pictures=2)
     save_model(folder / "model", config, random_params(config))
-    return config
-
-
-def changed(config: ConfigDict, **values: Any) -> ConfigDict:
-    """Copy a config with some values changed, named with `__` between the levels."""
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in values.items()})
     return config
 
 
@@ -125,6 +119,12 @@ def test_model_folder_holds_the_average_and_the_frozen_estimator(config, finishe
     jax.tree.map(np.testing.assert_array_equal, params["denoiser"], average)
     estimator = load_model(config.pretrained.estimator)[1]["estimator"]
     jax.tree.map(np.testing.assert_array_equal, params["estimator"], estimator)
+
+
+def test_model_folder_is_what_export_writes_of_the_last_checkpoint(finished, tmp_path):
+    assert export_model(finished, tmp_path / "model") == 30
+    for path in (tmp_path / "model").iterdir():
+        assert path.read_bytes() == (finished / "model" / path.name).read_bytes()
 
 
 def test_stop_and_resume_equals_uninterrupted(config, finished, workdir):

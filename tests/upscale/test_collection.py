@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 from PIL.ExifTags import Base
 
-from upsr_jax.files import find, write_photo
+from upsr_jax.files import find, whole
 from upsr_jax.files.photos import read_image
+from upsr_jax.files.write_photo import write_image
 from upsr_jax.upscale import collection
 from upsr_jax.upscale.collection import (
     Counts,
@@ -186,8 +187,8 @@ def test_a_result_that_is_being_written_is_locked(tmp_path, monkeypatch):
         with part.open("r+b") as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    monkeypatch.setattr(write_photo.os, "fsync", look)
-    write_photo.write_image(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(whole.os, "fsync", look)
+    write_image(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])

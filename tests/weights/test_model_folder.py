@@ -155,13 +155,14 @@ def test_failure_leaves_the_previous_model(model, monkeypatch, failing_rename):
 KILLED_SAVE = """
 import json, os, signal, sys
 import numpy as np
-from upsr_jax.weights import model_folder
+from upsr_jax.files import whole
+from upsr_jax.weights.model_folder import save_model
 
 def kill(path):
     os.kill(os.getpid(), signal.SIGKILL)
 
-model_folder.sync = kill  # the moment when all files are there, but maybe not yet on the disk
-model_folder.save_model(sys.argv[1], {}, {"a": np.zeros(9)}, overwrite=True)
+whole.sync = kill  # the moment when all files are there, but maybe not yet on the disk
+save_model(sys.argv[1], {}, {"a": np.zeros(9)}, overwrite=True)
 """
 
 
@@ -170,7 +171,7 @@ def test_kill_leaves_the_previous_model(model):
     assert result.returncode == -signal.SIGKILL
     assert_holds(model, 0)
     left = [path for path in model.parent.iterdir() if path != model]
-    assert all(path.name.startswith(".model.") for path in left)
+    assert all(path.match(".upsr-*.part") for path in left)
     assert json.loads((model / "config.json").read_text())["rate"] == 1e-4
 
 

@@ -54,18 +54,7 @@ def train_batches(
         raise ValueError(
             f"A batch of {data.batch_size} can't be split evenly over {process_count} processes."
         )
-    if data.crop_size % 4 or data.crop_size < 16:
-        raise ValueError(f"crop_size is {data.crop_size}: choose a multiple of 4 from 16 on.")
     low, high = data.scale
-    if not 0 < low <= high <= 1 or (data.pairs and low < 1):
-        raise ValueError(
-            f"scale is {data.scale}: choose two factors in (0, 1], and (1.0, 1.0) for pairs."
-        )
-    if not 0 <= data.rotation <= 45 or (data.pairs and data.rotation):
-        raise ValueError(
-            f"rotation is {data.rotation}: choose degrees from 0 to 45, as crops are flipped "
-            "and transposed too, and 0.0 for pairs."
-        )
     cv2.setNumThreads(1)  # the examples are made in parallel already
     opened = open_sources(data)
     source = sources.concatenate(opened)

@@ -102,6 +102,7 @@ def describe_protocol(settings: Mapping[str, Any]) -> dict[str, Any]:
         "colours": "RGB, read with 8 bits",
         "border": "none is cut off",
         "rounding": "metrics on the clipped float result; written images rounded to 8 bits",
-        "intervals": f"bootstrap percentiles, {LEVEL:.0%}, {RESAMPLES} resamples, seed 0",
+        "intervals": f"percentiles by scipy.stats.bootstrap, {LEVEL:.0%}, {RESAMPLES} resamples, "
+        "seed 0",
         **settings["metrics"],
     }

@@ -1,15 +1,21 @@
 """Write files whole or not at all, hash them, and keep a folder for one process and one setting."""
 
-import fcntl
+import errno
 import hashlib
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from filelock import lock_descriptor
 
 LOCK = ".lock"
+# What a file system without hard links, or one that has too many, says to one more.
+NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -18,16 +24,101 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, even if the power fails; on an error nothing is left."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write a file as `whole_file` does, in place of what is there."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path, overwrite: bool = True) -> Iterator[BinaryIO]:
+    """Give a file to write, beside `path`; it gets that name in one step when the context ends.
+
+    By then it is on the disk, even if the power fails. On an error nothing is left. A kill leaves
+    at most a hidden `.upsr-*.part`, for `remove_parts`, and on a file system without links an empty
+    file at `path`. Raises FileExistsError if `path` exists, unless `overwrite`.
+    """
+    part = part_of(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
+        with part.open("xb") as file:
+            with suppress(OSError):  # a file system without locks
+                lock_descriptor(file.fileno())
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _publish(part, path, overwrite)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
+
+
+def part_of(path: Path) -> Path:
+    """Choose a name beside `path` for what is not whole yet."""
+    return path.with_name(f".upsr-{secrets.token_hex(8)}.part")
+
+
+def remove_parts(folder: Path, below: bool = False) -> None:
+    """Remove what killed processes left of unfinished files; the others hold theirs locked.
+
+    In a folder, and in all below it if asked.
+    """
+    for part in folder.glob(f"{'**/' * below}.upsr-*.part"):
+        with suppress(OSError):
+            with part.open("r+b") as file:
+                held = not lock_descriptor(file.fileno(), blocking=False)
+            if not held:
+                part.unlink()
+
+
+def _publish(part: Path, path: Path, overwrite: bool) -> None:
+    """Give a finished file its name in one step; unlike a rename, a link never replaces a file."""
+    if overwrite:
+        os.replace(part, path)
+        return
+    try:
+        os.link(part, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        try:
+            os.replace(part, path)
+        except OSError:
+            path.unlink()
+            raise
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to fill with files, beside `folder`, which it replaces when the context ends.
+
+    The files are to be written by `whole_file`. A failure leaves everything as it was. A kill
+    leaves at most hidden `.upsr-*.part` and, in the instant of replacing, the former folder under
+    such a name.
+    """
+    part, former = part_of(folder), part_of(folder)
+    part.mkdir()
+    try:
+        yield part
+        sync(part)
+        if folder.exists():
+            folder.rename(former)
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part)
+        if former.exists():
+            former.rename(folder)
+        raise
+    sync(folder.parent)
+    if former.exists():
+        shutil.rmtree(former)
+
+
+def sync(folder: Path) -> None:
+    """Wait until a folder's list of names is on the disk."""
+    with suppress(PermissionError):  # Windows, which opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:
@@ -44,18 +135,18 @@ def read_json(path: Path) -> Any:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes that lock it out of a folder; raise ValueError if one is at work in it.
 
-    The lock ends with the context, or the process.
+    The lock ends with the context, or the process. What a killed process left is removed.
     """
     with (folder / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        free = True
+        with suppress(OSError):  # a file system without locks
+            free = lock_descriptor(lock.fileno(), blocking=False)
+        if not free:
             raise ValueError(
                 f"another process is writing to {folder}: wait for its end, or choose another "
                 "folder"
-            ) from error
-        except OSError:  # a file system without locks
-            pass
+            )
+        remove_parts(folder, below=True)
         yield
 
 

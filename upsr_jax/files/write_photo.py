@@ -3,11 +3,6 @@
 They may hold EXIF data of the photo they come from, and a note of how they were made.
 """
 
-import contextlib
-import errno
-import fcntl
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +13,7 @@ from PIL import Image
 
 from upsr_jax.files import exif
 from upsr_jax.files.photos import ImageError
-
-# What a file system without hard links, or one that has too many, says to one more.
-NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
+from upsr_jax.files.whole import whole_file
 
 
 class Encoder(NamedTuple):
@@ -60,57 +53,21 @@ def write_image(
     note: str = "",
     kept: Image.Exif | None = None,
 ) -> None:
-    """Write RGB or RGBA under a temporary name beside `path`, then give it its name at once.
+    """Write RGB or RGBA as `whole_file` does.
 
     The file's EXIF data is what was `kept` of another, and `note`, where `read_note` finds it.
-    Folders are made as needed. A kill leaves at most a hidden `.upsr-*.part`, for `remove_parts`,
-    and on a file system without links an empty file at `path`. Raises ImageError if `path` exists
-    (unless `overwrite`) or cannot be written.
+    Folders are made as needed. Raises ImageError if `path` exists (unless `overwrite`) or cannot be
+    written.
     """
     path = Path(path)
     check_storable(path, *image.shape[:2], has_alpha=image.shape[2] == 4)
     encoder = ENCODERS[path.suffix]
-    part = path.with_name(f".upsr-{secrets.token_hex(8)}.part")
+    data = exif.encode(kept or Image.Exif(), note)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "xb") as file:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            data = exif.encode(kept or Image.Exif(), note)
+        with whole_file(path, overwrite) as file:
             Image.fromarray(image).save(file, encoder.format, exif=data, **encoder.options)
-            file.flush()
-            os.fsync(file.fileno())
-        _publish(part, path, overwrite)
     except OSError as error:
+        if isinstance(error, FileExistsError) and path.parent.is_dir():
+            raise ImageError(f"{path}: exists already; nothing was replaced.") from error
         raise ImageError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
-
-
-def remove_parts(folder: Path) -> None:
-    """Remove what killed processes left of unfinished files; the others hold theirs locked."""
-    for part in folder.glob(".upsr-*.part"):
-        with contextlib.suppress(OSError), open(part, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            part.unlink()
-
-
-def _publish(part: Path, path: Path, overwrite: bool) -> None:
-    """Give a finished file its name in one step; unlike a rename, a link never replaces a file."""
-    if overwrite:
-        os.replace(part, path)
-        return
-    try:
-        os.link(part, path)
-    except FileExistsError as error:
-        raise ImageError(f"{path}: exists already; nothing was replaced.") from error
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-        try:
-            os.replace(part, path)
-        except OSError:
-            path.unlink()
-            raise

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -22,21 +23,25 @@ def bootstrap(values: Float[np.ndarray, " n"], seed: int = 0) -> Interval:
     """Average values and bound the mean by percentiles of means of resamples, 95% of them.
 
     Efron and Tibshirani, "An introduction to the bootstrap", 1993, section 13.3. The same seed
-    gives the same interval. Raises ValueError if there is no value.
+    gives the same interval. It has no width where values are all equal or not all finite, as PSNR
+    of equal pictures is infinite elsewhere. Raises ValueError if there is no value.
     """
     values = np.asarray(values, np.float64)
     if not len(values):
         raise ValueError("a mean needs at least one value")
-    rng = np.random.default_rng(seed)
-    chunk = max(1, min(RESAMPLES, 10**6 // len(values)))  # resamples that fit into little memory
-    means = np.concatenate(
-        [
-            values[rng.integers(len(values), size=(min(chunk, RESAMPLES - i), len(values)))].mean(1)
-            for i in range(0, RESAMPLES, chunk)
-        ]
-    )
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(values.mean()), float(low), float(high))
+    mean = float(values.mean())
+    if not np.isfinite(mean) or (values == values[0]).all():  # what SciPy warns of or refuses
+        return Interval(mean, mean, mean)
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, 10**6 // len(values)),  # resamples that fit into little memory
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high))
 
 
 def mean_over(rows: Iterable[Mapping[str, float | None]], key: str) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from orbax.checkpoint import checkpoint_managers as ocm
 
 from upsr_jax.evaluation.metric_list import METRICS
 from upsr_jax.train.config import config_as_json, flatten
+from upsr_jax.train.sharding import put
 from upsr_jax.train.state import TrainState
 from upsr_jax.weights.model_folder import as_config, save_model
 
@@ -57,6 +58,18 @@ class Checkpoint(NamedTuple):
     config: ConfigDict
     state: dict[str, Any]
     model: dict[str, Any]
+
+
+class Found(NamedTuple):
+    """The checkpoint that a run goes on from: its step and meta item and, if read, its arrays.
+
+    `arrays` are those of "state" and "model", as NumPy arrays; None where there are several
+    processes, each of which is to read only its own part.
+    """
+
+    step: int
+    meta: dict[str, Any]
+    arrays: dict[str, Any] | None
 
 
 @contextmanager
@@ -138,7 +151,7 @@ def explain_failure(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
         ) from error
 
 
-def choose_checkpoint(workdir: Path) -> int | None:
+def choose_checkpoint(workdir: Path) -> Found | None:
     """Find the newest whole checkpoint of a run; None if it has none.
 
     Damaged ones that are newer are reported and moved into a folder beside, as they would stand in
@@ -146,9 +159,10 @@ def choose_checkpoint(workdir: Path) -> int | None:
     looks, and decides for all processes. Raises ValueError if there are checkpoints but all of them
     are damaged, OSError if they can't be read for now; nothing is moved then.
     """
-    chosen, damage = NONE, {}
+    found, damage = None, {}
     if jax.process_index() == 0:
-        chosen, damage = _find_whole(workdir / FOLDER)
+        found, damage = _find_whole(workdir / FOLDER)
+    chosen = found.step if found else ALL_DAMAGED if damage else NONE
     chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
     if chosen == ALL_DAMAGED:
         reasons = "".join(f"; step {step}: {reason}" for step, reason in damage.items())
@@ -156,20 +170,27 @@ def choose_checkpoint(workdir: Path) -> int | None:
             f"all checkpoints in {workdir / FOLDER} are damaged: bring back a copy of them, or "
             f"start again with another --workdir{reasons}"
         )
-    return None if chosen == NONE else chosen
+    if chosen == NONE:
+        return None
+    if found and jax.process_count() == 1:
+        return found
+    # Only process 0 has seen that the arrays are whole, and no process needs all of them.
+    return Found(chosen, _read_meta(workdir / FOLDER / str(chosen)), None)
 
 
-def _find_whole(folder: Path) -> tuple[int, dict[int, str]]:
+def _find_whole(folder: Path) -> tuple[Found | None, dict[int, str]]:
     steps = sorted(ocp.utils.checkpoint_steps(folder), reverse=True) if folder.is_dir() else []
-    chosen, damage = NONE, {}
+    found, damage = None, {}
     for step in steps:
         try:
-            (_read if chosen == NONE else _read_metrics)(folder / str(step))
-            chosen = max(chosen, step)
+            if found is None:
+                found = Found(step, *_read(folder / str(step)))
+            else:
+                _read_metrics(folder / str(step))
         except Exception as error:  # damaged files make the libraries below raise anything
             damage[step] = _damage(folder / str(step), error)
-    if chosen == NONE:
-        return (ALL_DAMAGED if steps else NONE), damage
+    if found is None:
+        return None, damage
     for step, reason in damage.items():
         aside = folder.with_name(DAMAGED) / f"{step}_{time.strftime('%Y%m%d_%H%M%S')}"
         aside.parent.mkdir(exist_ok=True)
@@ -177,20 +198,13 @@ def _find_whole(folder: Path) -> tuple[int, dict[int, str]]:
         logger.warning(
             "the checkpoint of step %d is damaged (%s): moved to %s", step, reason, aside
         )
-    return chosen, damage
+    return found, damage
 
 
-def check_run(workdir: Path, step: int, config: ConfigDict) -> None:
-    """Raise ValueError where the config contradicts the run of a checkpoint."""
-    stored = _read_meta(workdir / FOLDER / str(step))["config"]
-    check_same_config(stored, config, workdir / FOLDER)
-
-
-def check_images(workdir: Path, step: int, images: Sequence[int]) -> None:
+def check_images(found: Found, images: Sequence[int], workdir: Path) -> None:
     """Raise ValueError unless the sources of training hold as many images as at a checkpoint."""
-    # Younger than some checkpoints
-    before = _read_meta(workdir / FOLDER / str(step)).get("images", list(images))
-    if before != list(images):
+    before = found.meta["images"]
+    if before not in (None, list(images)):
         raise ValueError(
             f"the images of config.data were {_counts(before)} when the run in {workdir} began and "
             f"are {_counts(images)} now, which would come in another order: bring the same images "
@@ -198,14 +212,9 @@ def check_images(workdir: Path, step: int, images: Sequence[int]) -> None:
         )
 
 
-def was_evaluated(workdir: Path, step: int) -> bool:
-    """Return whether a checkpoint's step had been evaluated when it was written."""
-    return _read_meta(workdir / FOLDER / str(step)).get("evaluated", True)
-
-
 def restore(
     checkpoints: ocp.CheckpointManager,
-    step: int,
+    found: Found,
     config: ConfigDict,
     state: TrainState,
     frozen: Mapping[str, Any],
@@ -214,19 +223,23 @@ def restore(
 
     Raises ValueError if the frozen estimator is not the one that the run began with.
     """
-    sums = _read_meta(Path(checkpoints.directory) / str(step))["sums"]
     if config.network == "denoiser":
         estimator = _sums_on_host({"estimator": frozen["estimator"]})["estimator"]
-        if estimator != sums["estimator"]:
+        if estimator != found.meta["sums"]["estimator"]:
             raise ValueError(
                 f"the estimator in config.pretrained.estimator = {config.pretrained.estimator} is "
                 "not the one that this run began with: name that one, or another --workdir"
             )
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _items(config, state, frozen))
-    arrays = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-    restored = checkpoints.restore(step, args=ocp.args.Composite(**arrays))
-    logger.info("going on after step %d", step)
-    return TrainState(ema_params=restored["model"][config.network], **restored["state"])
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _items(config, state, frozen))
+    if found.arrays is None:
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+        items = checkpoints.restore(found.step, args=ocp.args.Composite(**args))
+    else:
+        # On the disk every node of a tree is a mapping or a sequence.
+        arrays = ocp.tree.deserialize_tree(found.arrays, shapes)
+        items = put(arrays, jax.tree.map(lambda x: x.sharding, shapes))
+    logger.info("going on after step %d", found.step)
+    return TrainState(ema_params=items["model"][config.network], **items["state"])
 
 
 def read_checkpoint(workdir: str | Path, step: int | None = None) -> Checkpoint:
@@ -262,9 +275,15 @@ def export_model(
     Raises what `read_checkpoint` and `model_folder.save_model` raise.
     """
     checkpoint = read_checkpoint(workdir, step)
-    config = ConfigDict({key: checkpoint.config[key] for key in MODEL_BLOCKS})
-    save_model(folder, config, checkpoint.model, overwrite)
+    write_model(folder, checkpoint.config, checkpoint.model, overwrite)
     return checkpoint.step
+
+
+def write_model(
+    folder: str | Path, config: ConfigDict, params: Mapping[str, Any], overwrite: bool
+) -> None:
+    """Write the model folder of a run's config and params; raises what `save_model` raises."""
+    save_model(folder, {key: config[key] for key in MODEL_BLOCKS}, params, overwrite)
 
 
 def model_params(config: ConfigDict, ema_params: Any, frozen: Mapping[str, Any]) -> dict[str, Any]:
@@ -351,7 +370,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "meta" / "metadata").read_text())
+    """Read the meta item; what some checkpoints are too old to tell is None, or as if done."""
+    younger = {"images": None, "evaluated": True}
+    return younger | json.loads((folder / "meta" / "metadata").read_text())
 
 
 def _read_metrics(folder: Path) -> None:

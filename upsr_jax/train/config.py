@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from upsr_jax.data.degradation.host import (
@@ -16,7 +16,7 @@ from upsr_jax.data.degradation.host import (
     random_sinc,
 )
 from upsr_jax.diffusion import Schedule
-from upsr_jax.evaluation.metric_list import METRICS
+from upsr_jax.evaluation.metric_list import METRICS, measurable
 from upsr_jax.models.atd import ATD
 from upsr_jax.models.swin_unet import SwinUNet
 from upsr_jax.prior import make_prior
@@ -75,18 +75,29 @@ KEYS: dict[str, set[str]] = {
 def check_config(config: ConfigDict) -> None:
     """Raise ValueError for a key that nothing reads or that is missing, or a value out of range."""
     _check_block("", config)
-    check_values(flatten(config.to_dict()), METHODS)
+    _check_values(flatten(config.to_dict()))
     check_tile(config.eval.tile, config.eval.overlap)
-    _check_keep_best(config.train)
 
 
-def _check_keep_best(train: ConfigDict) -> None:
+def check_training(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
+    """Raise ValueError if training can't split its batch over `mesh`, or has not what it keeps by.
+
+    To be asked after `check_config`, which is for evaluation too.
+    """
+    data, train = config.data, config.train
+    if data.batch_size % (mesh.size * train.microbatches):
+        raise ValueError(
+            f"a batch of {data.batch_size} can't be split evenly over {mesh.size} devices and "
+            f"{train.microbatches} microbatches: set config.data.batch_size to a multiple of their "
+            "product"
+        )
     if not train.keep_best:
         return
-    if train.keep_best not in METRICS:
+    measured = measurable(config.eval.metrics, bool(config.eval.gt))
+    if train.keep_best not in measured:
         raise ValueError(
-            f"config.train.keep_best is {train.keep_best!r}: it must be one of "
-            f"{', '.join(METRICS)}, or empty"
+            f"config.train.keep_best is {train.keep_best!r}, but config.eval measures "
+            f"{', '.join(measured)}"
         )
     if not train.eval_every or train.eval_every % train.checkpoint_every:
         raise ValueError(
@@ -152,7 +163,8 @@ def _at_least(least: int, meaning: str = "") -> Rule:
 
 
 def _one_of(*choices: str) -> Rule:
-    return Rule(f"one of {', '.join(choices)}", lambda value: value in choices)
+    names = ", ".join(choice or "''" for choice in choices)
+    return Rule(f"one of {names}", lambda value: value in choices)
 
 
 def _ascending(lowest: float | int, highest: float | int, wish: str, odd: bool = False) -> Rule:
@@ -181,12 +193,22 @@ RULES = {
     "diffusion.min_noise_level": POSITIVE,
     "prior.un": _at_least(0, ", which gives all pixels the same noise"),
     "prior.min_noise": SHARE,
+    "sampler.method": _one_of(*METHODS),
     "sampler.steps": _at_least(1),
     "data.pairs": Rule(
         "a folder of ground truth and one of low-resolution images, or ()",
         lambda pairs: len(pairs) in (0, 2),
     ),
     "data.batch_size": _at_least(1),
+    "data.crop_size": Rule("a multiple of 4 from 16 on", lambda size: size >= 16 and size % 4 == 0),
+    "data.scale": Rule(
+        "two factors above 0 and at most 1, the smaller one first",
+        lambda ends: len(ends) == 2 and 0 < ends[0] <= ends[1] <= 1,
+    ),
+    "data.rotation": Rule(
+        "0 to 45 degrees, as crops are flipped and transposed too",
+        lambda degrees: 0 <= degrees <= 45,
+    ),
     "data.num_workers": _at_least(0),
     "data.num_threads": _at_least(0),
     "data.max_bad_fraction": SHARE,
@@ -214,6 +236,7 @@ RULES = {
     "train.checkpoint_every": _at_least(1),
     "train.keep_checkpoints": _at_least(1),
     "train.keep_every": _at_least(0, ", which keeps none"),
+    "train.keep_best": _one_of(*METRICS, ""),
     "train.eval_every": _at_least(0, ", which is never"),
 }
 DEGRADATION_RULES = {  # by the end of the name
@@ -233,14 +256,10 @@ DEGRADATION_RULES = {  # by the end of the name
 }
 
 
-def check_values(values: dict[str, Any], methods: Sequence[str]) -> None:
-    """Raise ValueError, naming the wish, for the first of `values` that can't be.
-
-    `values` are all of a config by their path, `methods` the ways to sample.
-    """
-    rules = RULES | {"sampler.method": _one_of(*methods)}
+def _check_values(values: dict[str, Any]) -> None:
+    """Raise ValueError, naming the wish, for the first value, by its path, that can't be."""
     for name, value in values.items():
-        rule = rules.get(name)
+        rule = RULES.get(name)
         if name.startswith("degradation."):
             ends = (end for end in DEGRADATION_RULES if name.endswith(f".{end}"))
             rule = DEGRADATION_RULES.get(next(ends, ""))
@@ -254,6 +273,11 @@ def check_values(values: dict[str, Any], methods: Sequence[str]) -> None:
                 f"config.{path} has up_prob {up} and down_prob {down}: they must be at least 0 and "
                 "of a sum of at most 1"
             )
+    if values["data.pairs"] and (min(values["data.scale"]) < 1 or values["data.rotation"]):
+        raise ValueError(
+            f"config.data has scale {values['data.scale']} and rotation {values['data.rotation']}: "
+            "they must be (1.0, 1.0) and 0.0 for pairs"
+        )
     levels = [values[f"model.{key}"] for key in ("multipliers", "num_res_blocks")]
     if len(levels[0]) != len(levels[1]):
         raise ValueError(
@@ -267,15 +291,3 @@ def _holds(rule: Rule, value: Any) -> bool:
         return bool(rule.holds(value))
     except (TypeError, ValueError, IndexError):  # of another type, or another number of values
         return False
-
-
-def check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """Raise ValueError if the batch can't be split over the devices and microbatches."""
-    if config.train.microbatches < 1 or config.data.batch_size % (
-        mesh.size * config.train.microbatches
-    ):
-        raise ValueError(
-            f"a batch of {config.data.batch_size} can't be split evenly over {mesh.size} devices "
-            f"and {config.train.microbatches} microbatches: set config.data.batch_size to a "
-            "multiple of their product"
-        )

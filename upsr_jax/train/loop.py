@@ -20,19 +20,20 @@ from upsr_jax.cluster.environment import device_memory
 from upsr_jax.cluster.join import create_workdir
 from upsr_jax.data.pipeline import example_names, open_sources, train_batches
 from upsr_jax.evaluation.watch import Evaluator
+from upsr_jax.files.whole import write_whole
 from upsr_jax.train.checkpoints import (
+    FOLDER,
     check_images,
-    check_run,
+    check_same_config,
     choose_checkpoint,
     explain_failure,
-    export_model,
     model_params,
     open_checkpoints,
     restore,
     save,
-    was_evaluated,
+    write_model,
 )
-from upsr_jax.train.config import check_batch, check_config
+from upsr_jax.train.config import check_config, check_training
 from upsr_jax.train.describe import describe_run, log_setup, speed_limits
 from upsr_jax.train.meter import Meter
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
@@ -65,27 +66,28 @@ def train_and_evaluate(
     """
     check_config(config)
     mesh = create_mesh(**config.mesh)
-    check_batch(config, mesh)
+    check_training(config, mesh)
     workdir = Path(workdir).absolute()
     is_main = jax.process_index() == 0
     settings = config.train
 
     with stop_signals() as signals, ExitStack() as resources:
         create_workdir(workdir)
-        latest = choose_checkpoint(workdir)
-        if latest is not None:
-            check_run(workdir, latest, config)
-            if latest > settings.steps:
+        found = choose_checkpoint(workdir)
+        if found:
+            check_same_config(found.meta["config"], config, workdir / FOLDER)
+            if found.step > settings.steps:
                 raise ValueError(
-                    f"the run in {workdir} has done {latest} steps, more than config.train.steps = "
-                    f"{settings.steps}: set that higher, or start another run in another --workdir"
+                    f"the run in {workdir} has done {found.step} steps, more than "
+                    f"config.train.steps = {settings.steps}: set that higher, or start another run "
+                    "in another --workdir"
                 )
-            if latest == settings.steps and is_finished(workdir):
+            if found.step == settings.steps and is_finished(workdir):
                 logger.info("nothing to do: this run has finished its %d steps", settings.steps)
                 return
         images = [source.size for source in open_sources(config.data)]
-        if latest is not None:
-            check_images(workdir, latest, images)
+        if found:
+            check_images(found, images, workdir)
         if is_main:
             describe_run(workdir, config)
 
@@ -93,14 +95,17 @@ def train_and_evaluate(
         optimizer = create_optimizer(learning_rate, **config.optimizer)
         frozen = load_frozen(config, mesh)
         checkpoints = resources.enter_context(open_checkpoints(workdir, config))
-        if latest is None:
-            state = create_sharded_state(config, optimizer, mesh)
-        else:
+        if found:
             shapes = abstract_state(config, optimizer, mesh)
-            state = restore(checkpoints, latest, config, shapes, frozen)
+            state = restore(checkpoints, found, config, shapes, frozen)
+        else:
+            state = create_sharded_state(config, optimizer, mesh)
+        evaluated = found is None or found.meta["evaluated"]
+        del found  # whose arrays take the host's memory
         if is_main:
             log_setup(config, mesh, state.params)
-        evaluator = Evaluator(config, make_gather_fn(mesh)) if settings.eval_every else None
+        gather_fn = make_gather_fn(mesh)
+        evaluator = Evaluator(config, gather_fn) if settings.eval_every else None
         meter = Meter(config.data.batch_size, *speed_limits(config, state.params, frozen))
         loss_fn = make_loss_fn(config, settings.remat)
         train_step = jax.jit(
@@ -126,7 +131,6 @@ def train_and_evaluate(
         def is_due(every: int) -> bool:
             return every > 0 and (done % every == 0 or done == settings.steps)
 
-        evaluated = latest is None or was_evaluated(workdir, latest)
         if evaluator and not evaluated and is_due(settings.eval_every) and not stop:
             # The run was stopped before this.
             params = model_params(config, state.ema_params, frozen)
@@ -182,7 +186,9 @@ def train_and_evaluate(
             jax.profiler.stop_trace()
         resources.close()  # waits for the last checkpoint
         if done == settings.steps and not stop:
-            return finish(workdir)
+            params = gather_fn(model_params(config, state.ema_params, frozen))
+            # Nobody leaves before all have what they gather from each other.
+            return finish(workdir, config, jax.block_until_ready(params), done)
         names = " and ".join(signal.Signals(number).name for number in sorted({*signals}))
         logger.info(
             "stopped by %s after step %d%s: the same command goes on from there",
@@ -263,9 +269,12 @@ def read_terms(
     return stop
 
 
-def finish(workdir: Path) -> None:
-    """Write the model folder and, for job scripts, a file that says that the run is finished."""
+def finish(workdir: Path, config: ConfigDict, params: Any, step: int) -> None:
+    """Write the model folder and, for job scripts, a file that says that the run is finished.
+
+    `params` are the model's, whole on every device.
+    """
     if jax.process_index() == 0:
-        step = export_model(workdir, workdir / "model", overwrite=True)
-        (workdir / "finished").write_text(f"{step}\n")
+        write_model(workdir / "model", config, params, overwrite=True)
+        write_whole(workdir / "finished", f"{step}\n".encode())
         logger.info("model folder: %s", workdir / "model")

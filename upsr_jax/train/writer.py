@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import cv2
 import numpy as np
+from PIL import Image
 from tensorboardX import SummaryWriter
 
-from upsr_jax.files.whole import write_whole
+from upsr_jax.files.whole import whole_file, write_whole
 
 
 class Writer:
@@ -48,8 +48,8 @@ class Writer:
             return
         path = self.workdir / "pictures" / f"{step:07d}_{name}.png"
         path.parent.mkdir(exist_ok=True)
-        if not cv2.imwrite(str(path), picture[..., ::-1]):
-            raise OSError(f"{path} could not be written")
+        with whole_file(path) as file:
+            Image.fromarray(picture).save(file, "PNG")
         self._check_events()
         self.events.add_image(name, picture, step, dataformats="HWC")
 

@@ -31,8 +31,8 @@ from upsr_jax.files.photos import (
     read_photo,
     without_limit,
 )
-from upsr_jax.files.whole import file_sha256
-from upsr_jax.files.write_photo import check_storable, remove_parts, write_image
+from upsr_jax.files.whole import file_sha256, remove_parts
+from upsr_jax.files.write_photo import check_storable, write_image
 from upsr_jax.upscale.upscaler import Upscaler
 
 

@@ -4,11 +4,7 @@ A folder appears whole or not at all, and what is read back is what was written.
 """
 
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,7 @@ from numpy.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from upsr_jax.files.whole import file_sha256
+from upsr_jax.files.whole import file_sha256, whole_folder, write_json, write_whole
 from upsr_jax.models.build import CONFIG_BLOCKS
 
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "sha256"
@@ -41,11 +37,17 @@ def save_model(
         name: np.asarray(leaf, order="C")
         for name, leaf in flatten_dict(params, sep="/").items()
     }
-    with new_folder(folder, overwrite) as temporary:
-        (temporary / WEIGHTS).write_bytes(save(arrays))  # save_file makes it private
-        (temporary / CONFIG).write_text(json.dumps(ConfigDict(config).to_dict(), indent=2) + "\n")
-        sums = [f"{file_sha256(temporary / name)}  {name}\n" for name in (WEIGHTS, CONFIG)]
-        (temporary / CHECKSUMS).write_text("".join(sums))
+    folder = Path(folder).absolute()
+    if folder.exists() and not overwrite:
+        raise FileExistsError(f"{folder} exists already: choose another folder or overwrite it")
+    if folder.exists() and {path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG, CHECKSUMS}:
+        raise FileExistsError(f"{folder} holds other files than a model's: choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(folder) as part:
+        write_whole(part / WEIGHTS, save(arrays))
+        write_json(part / CONFIG, ConfigDict(config).to_dict())
+        sums = [f"{file_sha256(part / name)}  {name}\n" for name in (WEIGHTS, CONFIG)]
+        write_whole(part / CHECKSUMS, "".join(sums).encode())
 
 
 def load_model(
@@ -81,46 +83,6 @@ def check_sums(folder: Path) -> None:
     for name in (WEIGHTS, CONFIG):
         if f"{file_sha256(folder / name)}  {name}" not in lines:
             raise ValueError(f"{folder / name} is damaged, as its SHA-256 shows: {cure}")
-
-
-@contextmanager
-def new_folder(folder: str | Path, overwrite: bool) -> Iterator[Path]:
-    """Give a temporary folder beside `folder` to fill; put it in place when all is on the disk.
-
-    A failure leaves everything as it was. A kill may leave the temporary folder, whose name begins
-    with a dot, and, in the instant of overwriting, the previous one under such a name.
-    """
-    folder = Path(folder).absolute()
-    if folder.exists() and not overwrite:
-        raise FileExistsError(f"{folder} exists already: choose another folder or overwrite it")
-    if folder.exists() and {path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG, CHECKSUMS}:
-        raise FileExistsError(f"{folder} holds other files than a model's: choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    previous = temporary.with_name(f"{temporary.name}.previous")
-    temporary.mkdir()
-    try:
-        yield temporary
-        for path in [*temporary.iterdir(), temporary]:
-            sync(path)
-        if folder.exists():
-            folder.rename(previous)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary)
-        if previous.exists():
-            previous.rename(folder)
-        raise
-    sync(folder.parent)
-    if previous.exists():
-        shutil.rmtree(previous)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or a folder's list of names is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def as_config(tree: Mapping[str, Any]) -> ConfigDict:

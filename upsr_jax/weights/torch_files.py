@@ -1,9 +1,7 @@
 """Read and write PyTorch state dicts as NumPy arrays. PyTorch itself is imported when needed."""
 
-import os
 import pickle
 import re
-import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+
+from upsr_jax.files.whole import whole_file
 
 PREFERRED_KEYS = ("params_ema", "params")
 
@@ -51,17 +51,8 @@ def write_torch(
 ) -> None:
     """Write arrays to a .pth file under `key`, bit for bit; it appears whole or not at all."""
     torch = _import_torch()
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({key: {name: _to_tensor(torch, x) for name, x in arrays.items()}}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with whole_file(Path(path)) as file:
+        torch.save({key: {name: _to_tensor(torch, x) for name, x in arrays.items()}}, file)
 
 
 def _load_safetensors(path: Path) -> dict[str, np.ndarray]:

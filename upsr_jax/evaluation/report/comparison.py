@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +11,9 @@ from upsr_jax.evaluation.report.rendering import (
     Cell,
     Table,
     format_number,
-    html_table,
     markdown_table,
     markdown_text,
-    page,
+    render,
     text_table,
     write_text,
 )
@@ -67,29 +65,23 @@ def compare(folders: Sequence[Path], out: Path) -> str:
         + f"## What differs\n\n{markdown_table(differing)}"
     )
     setting, sweep = _sweep(evaluations, differing)
-    html = page(
+    html = render(
         "compare.html",
-        title,
-        summary=escape(" · ".join(names)),
-        notices="".join(f'<p class="notice">{escape(note)}</p>\n' for note in notes),
-        first=escape(names[0]),
-        means=html_table(means),
-        differences=html_table(differences),
-        trade_offs=_plots_section("Trade-off", _trade_offs(_with_bicubic(evaluations))),
-        sweep=_plots_section(f"Effect of {escape(setting)}", sweep),
-        protocol=html_table(differing),
+        title=title,
+        names=names,
+        notes=notes,
+        means=means,
+        differences=differences,
+        trade_offs=_trade_offs(_with_bicubic(evaluations)),
+        setting=setting,
+        sweep=sweep,
+        differing=differing,
     )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "compare.md", markdown)
     write_text(out / "compare.html", html)
     return markdown
-
-
-def _plots_section(title: str, plots: str) -> str:
-    if not plots:
-        return ""
-    return f'<section>\n<h2>{title}</h2>\n<div class="plots">{plots}</div></section>'
 
 
 def _all_metrics(evaluations: Sequence[Evaluation]) -> dict[str, bool]:
@@ -170,7 +162,7 @@ def _compare_images(evaluations: Sequence[Evaluation]) -> Table:
     return Table(["Evaluation", *headings_of(metrics)], rows)
 
 
-def _trade_offs(evaluations: Sequence[Evaluation]) -> str:
+def _trade_offs(evaluations: Sequence[Evaluation]) -> list[str]:
     """Plot the first metric against those of the other direction."""
     metrics = _all_metrics(evaluations)
     (first, higher), *others = metrics.items()
@@ -183,20 +175,20 @@ def _trade_offs(evaluations: Sequence[Evaluation]) -> str:
         for metric, direction in others
         if direction != higher
     ]
-    return "\n".join(plots)
+    return list(filter(None, plots))
 
 
-def _sweep(evaluations: Sequence[Evaluation], differing: Table) -> tuple[str, str]:
+def _sweep(evaluations: Sequence[Evaluation], differing: Table) -> tuple[str, list[str]]:
     """Plot every metric over the one number in which the protocols differ, if it is just one.
 
-    Returns the name of that setting and the plots, or nothing twice.
+    Returns the name of that setting and the plots, "" and none otherwise.
     """
     if len(differing.rows) != 1:
-        return "", ""
+        return "", []
     setting = differing.rows[0][0].text
     values = [each.results["protocol"].get(setting) for each in evaluations]
     if not all(isinstance(value, int | float) for value in values):
-        return "", ""
+        return "", []
     plots = [
         _plot(
             {
@@ -208,7 +200,7 @@ def _sweep(evaluations: Sequence[Evaluation], differing: Table) -> tuple[str, st
         )
         for metric, higher in _all_metrics(evaluations).items()
     ]
-    return setting, "\n".join(plots)
+    return setting, list(filter(None, plots))
 
 
 def _mean(each: Evaluation, metric: str) -> float:

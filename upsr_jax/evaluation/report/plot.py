@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from html import escape
 from typing import NamedTuple
+
+from upsr_jax.evaluation.report.rendering import render
 
 
 class Point(NamedTuple):
@@ -16,53 +17,28 @@ class Point(NamedTuple):
 
 def scatter_plot(points: Sequence[Point], x_label: str, y_label: str) -> str:
     """Draw named points as SVG; names move apart where they would cover each other."""
-    width, height, left, right, top, bottom = 736, 420, 70, 190, 16, 52
+    width, height = 736, 420
+    left, right, top, bottom = 70, width - 190, 16, height - 52
     x_ticks, x_digits = _ticks([point.x for point in points])
     y_ticks, y_digits = _ticks([point.y for point in points])
 
     def place_x(x: float) -> float:
-        return left + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (width - left - right)
+        return round(left + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (right - left), 1)
 
     def place_y(y: float) -> float:
-        return (
-            height
-            - bottom
-            - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (height - top - bottom)
-        )
+        return round(bottom - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - top), 1)
 
-    parts = [
-        *(
-            f'<path class="grid" d="M{place_x(x):.1f} {top}V{height - bottom}"/>'
-            f'<text x="{place_x(x):.1f}" y="{height - bottom + 18}" text-anchor="middle">'
-            f"{x:.{x_digits}f}</text>"
-            for x in x_ticks
-        ),
-        *(
-            f'<path class="grid" d="M{left} {place_y(y):.1f}H{width - right}"/>'
-            f'<text x="{left - 8}" y="{place_y(y) + 4:.1f}" text-anchor="end">'
-            f"{y:.{y_digits}f}</text>"
-            for y in y_ticks
-        ),
-        f'<text x="{(left + width - right) / 2}" y="{height - 10}" text-anchor="middle">'
-        f"{escape(x_label)}</text>",
-        f'<text transform="translate(14 {(top + height - bottom) / 2}) rotate(-90)" '
-        f'text-anchor="middle">{escape(y_label)}</text>',
-    ]
-    label_y = -math.inf
-    for point in sorted(points, key=lambda point: place_y(point.y)):
-        x, y = place_x(point.x), place_y(point.y)
-        label_y = max(y, label_y + 17)
-        name = point.name if len(point.name) <= 24 else f"{point.name[:23]}…"
-        parts.append(
-            f'<path class="leader" d="M{x:.1f} {y:.1f}L{x + 12:.1f} {label_y:.1f}"/>'
-            f'<text class="name" x="{x + 15:.1f}" y="{label_y + 4:.1f}">{escape(name)}</text>'
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5"><title>{escape(point.name)}: '
-            f"{point.x:.4f}, {point.y:.4f}</title></circle>"
-        )
-    description = escape(f"{y_label} against {x_label}")
-    return (
-        f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{description}">\n{"".join(parts)}\n</svg>'
+    places, label_y = [], -math.inf
+    for point in sorted(points, key=lambda point: -point.y):
+        y = place_y(point.y)
+        label_y = max(y, round(label_y + 17, 1))
+        places.append((place_x(point.x), y, label_y, point))
+    return render(
+        "plot.svg",
+        **{"width": width, "height": height, "x_label": x_label, "y_label": y_label},
+        **{"left": left, "right": right, "top": top, "bottom": bottom, "places": places},
+        x_ticks=[(place_x(x), f"{x:.{x_digits}f}") for x in x_ticks],
+        y_ticks=[(place_y(y), f"{y:.{y_digits}f}") for y in y_ticks],
     )
 
 

@@ -7,16 +7,16 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
-from string import Template
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-TEMPLATES = Path(__file__).parents[2] / "assets" / "report"
+from upsr_jax.files.whole import write_whole
+
 MISSING = "–"
 
 
@@ -27,6 +27,11 @@ class Cell(NamedTuple):
     detail: str = ""
     tone: str = ""
     value: float | None = None
+
+    @property
+    def key(self) -> str:
+        """The value as JavaScript reads it; "" if it is missing."""
+        return "" if self.value is None or math.isnan(self.value) else json.dumps(self.value)
 
 
 class Table(NamedTuple):
@@ -63,66 +68,13 @@ def markdown_table(table: Table) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in [escaped[0], rule, *escaped[1:]])
 
 
-def html_table(table: Table, kind: str = "") -> str:
-    """Write a table as HTML of CSS class `kind`; one of "sortable" gets buttons in its headings."""
-    opening = '<th scope="col" class="number">' if table.of_numbers else '<th scope="col">'
-    openings = ['<th scope="col">', *[opening] * (len(table.headings) - 1)]
-    headings = [escape(text) for text in table.headings]
-    if kind == "sortable":
-        headings = [f'<button type="button">{text}</button>' for text in headings]
-    head = "".join(f"{start}{text}</th>" for start, text in zip(openings, headings, strict=True))
-    rows = [
-        _html_name(row[0], kind) + "".join(_html_cell(cell, table.of_numbers) for cell in row[1:])
-        for row in table.rows
-    ]
-    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f'<table class="{kind}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>'
-    )
+def render(template: str, **values: Any) -> str:
+    """Fill a template of the package with values, which become text, whatever they hold."""
+    return PAGES.get_template(template).render(values)
 
 
-def _html_name(cell: Cell, kind: str) -> str:
-    """Write the first cell of a row; in a sortable table its detail is the id of a figure."""
-    text = escape(cell.text)
-    if cell.detail and kind == "sortable":
-        text = f'<a href="#{cell.detail}">{text}</a>'
-    return f'<th scope="row" data-value="{escape(cell.text)}">{text}</th>'
-
-
-def _html_cell(cell: Cell, is_number: bool) -> str:
-    text, detail = escape(cell.text), escape(cell.detail)
-    if detail:
-        text += f' <span class="small {cell.tone}">{detail}</span>'
-    elif cell.tone:
-        text = f'<span class="{cell.tone}">{text}</span>'
-    if not is_number:
-        return f"<td>{text}</td>"
-    key = "" if cell.value is None or math.isnan(cell.value) else json.dumps(cell.value)
-    return f'<td class="number" data-value="{key}">{text}</td>'
-
-
-def fill(template: str, **parts: str) -> str:
-    """Fill a template file of the package; the parts are HTML."""
-    return Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(parts)
-
-
-def page(template: str, title: str, **parts: str) -> str:
-    """Make a page whose own policy forbids it every resource, style and script but its own."""
-    style, script = (
-        (TEMPLATES / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")
-    )
-    return fill(
-        "page.html",
-        title=escape(title),
-        style=style,
-        style_hash=_hash(style),
-        script=script,
-        script_hash=_hash(script),
-        content=fill(template, title=escape(title), **parts),
-    )
-
-
-def _hash(text: str) -> str:
+def source_hash(text: str) -> str:
+    """Name a style or script as a content security policy does."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
 
@@ -136,4 +88,14 @@ def data_uri(pixels: UInt8[np.ndarray, "h w 3"], quality: int) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8; bytes of file names that are no text become question marks."""
-    path.write_text(text, encoding="utf-8", errors="replace")
+    write_whole(path, text.encode(errors="replace"))
+
+
+PAGES = Environment(
+    loader=PackageLoader("upsr_jax", "assets/report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+PAGES.filters.update(data_uri=data_uri, source_hash=source_hash)

@@ -1,7 +1,6 @@
 """Report one evaluation: results.md and report.html beside its results.json."""
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,10 @@ from upsr_jax.evaluation.report.rendering import (
     MISSING,
     Cell,
     Table,
-    data_uri,
-    fill,
     format_number,
-    html_table,
     markdown_table,
     markdown_text,
-    page,
+    render,
     text_table,
     write_text,
 )
@@ -125,7 +121,7 @@ def _cut(image: np.ndarray, height: int, width: int, grid: int = 1) -> np.ndarra
 def _report_markdown(name: str, results: Mapping[str, Any]) -> str:
     rows = []
     for metric, higher in results["metrics"].items():
-        worst, best = (_name_values(results, metric, names) for names in _extremes(results, metric))
+        worst, best = (", ".join(map(" ".join, group)) for group in _extremes(results, metric))
         rows.append([heading_of(metric, higher), worst, best])
     extremes = text_table(["Metric", "Worst", "Best"], rows)
     text = (
@@ -142,25 +138,27 @@ def _report_markdown(name: str, results: Mapping[str, Any]) -> str:
 
 def _report_html(name: str, results: Mapping[str, Any], out: Path) -> str:
     ids = {image: f"image-{i}" for i, image in enumerate(choose_shown(results))}
-    notices = problems = ""
-    if results["broken"]:
-        link = '<a href="#problems">which and why</a>'
-        notices = f'<p class="notice">Means leave out what could not be measured: {link}.</p>'
-        table = html_table(_problems_table(results))
-        problems = f'<section id="problems">\n<h2>Not measured</h2>\n{table}\n</section>'
-    return page(
+    return render(
         "report.html",
-        name,
+        title=name,
         summary=_summarize(results),
-        notices=notices,
-        means=f'<div class="scroll">{html_table(_means_table(results), "means")}</div>',
-        extremes="\n".join(_html_extremes(results, metric, ids) for metric in results["metrics"]),
+        means=_means_table(results),
+        extremes={
+            heading_of(metric, higher): dict(
+                zip(("Worst", "Best"), _extremes(results, metric), strict=True)
+            )
+            for metric, higher in results["metrics"].items()
+        },
         selection=_describe_selection(results, len(ids)),
-        figures="\n".join(_figure(results, image, ids[image], out) for image in ids),
-        images=html_table(_images_table(results, ids), "sortable"),
-        protocol=html_table(_protocol_table(results)),
-        timing=html_table(_timing_table(results["timing"])),
-        problems=problems,
+        ids=ids,
+        figures=(_figure(results, image, ids[image], out) for image in ids),
+        labels=LABELS,
+        side=SIDE,
+        quality=QUALITY,
+        images=_images_table(results, ids),
+        protocol=_protocol_table(results),
+        timing=_timing_table(results["timing"]),
+        problems=_problems_table(results),
     )
 
 
@@ -176,17 +174,11 @@ def _count_images(count: int) -> str:
 
 def _describe_selection(results: Mapping[str, Any], shown: int) -> str:
     total = len(results["images"])
-    which = (
-        f"All {total:,} images."
-        if shown == total
-        else f"{shown:,} of {total:,} images: the {EXTREMES} worst and best by each metric, and "
-        f"{SAMPLE} spread evenly over all names."
-    )
+    if shown == total:
+        return f"All {total:,} images."
     return (
-        f"{which} Drag the divider, or focus it and use the arrow keys: bicubic enlargement on its "
-        f"left, the restored picture on its right. Of pictures wider or higher than {SIDE} pixels "
-        f"the centre is shown. All are compressed (WebP, quality {QUALITY}); the exact ones are in "
-        "the folder <code>images</code>."
+        f"{shown:,} of {total:,} images: the {EXTREMES} worst and best by each metric, and "
+        f"{SAMPLE} spread evenly over all names."
     )
 
 
@@ -254,55 +246,24 @@ def _problems_table(results: Mapping[str, Any]) -> Table:
     return text_table(["Image", "Why it was not measured"], list(results["broken"].items()))
 
 
-def _extremes(results: Mapping[str, Any], metric: str) -> tuple[list[str], list[str]]:
-    """Return the worst images, the very worst first, and the best, the very best first."""
-    ranked = rank(results, metric)
-    return ranked[: -EXTREMES - 1 : -1], ranked[:EXTREMES]
+def _extremes(results: Mapping[str, Any], metric: str) -> list[list[tuple[str, str]]]:
+    """Return the worst images, the very worst first, and the best, the very best first.
+
+    Each is its name and its value as text.
+    """
+    ranked, digits = rank(results, metric), digits_of(results, metric)
+    return [
+        [(name, format_number(results["images"][name][metric], digits)) for name in names]
+        for names in (ranked[: -EXTREMES - 1 : -1], ranked[:EXTREMES])
+    ]
 
 
-def _name_values(results: Mapping[str, Any], metric: str, names: Sequence[str]) -> str:
-    digits = digits_of(results, metric)
-    values = (format_number(results["images"][name][metric], digits) for name in names)
-    return ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
-
-
-def _html_extremes(results: Mapping[str, Any], metric: str, ids: Mapping[str, str]) -> str:
-    digits, groups = digits_of(results, metric), ""
-    heading = heading_of(metric, results["metrics"][metric])
-    for label, names in zip(("Worst", "Best"), _extremes(results, metric), strict=True):
-        links = "\n".join(
-            f'<li><a class="thumbnail" href="#{ids[name]}"><span>{escape(name)}</span>'
-            f"{format_number(results['images'][name][metric], digits)}</a></li>"
-            for name in names
-        )
-        groups += f'<div>\n<p>{label}</p>\n<ul class="thumbnails">\n{links}\n</ul>\n</div>\n'
-    return f'<div class="extremes">\n<h3>{heading}</h3>\n{groups}</div>'
-
-
-def _figure(results: Mapping[str, Any], name: str, figure_id: str, out: Path) -> str:
-    """Make the figure of one image: its pictures above each other, numbers and buttons."""
+def _figure(results: Mapping[str, Any], name: str, figure_id: str, out: Path) -> dict[str, Any]:
+    """Gather what figure.html shows of one image: its pictures above each other and its numbers."""
     row = results["images"][name]
     views, missing = load_views(out, name, row)
-    pictures = "\n".join(
-        f'<img class="{view}{" base" if i == 0 else ""}" alt="{LABELS[view]}: {escape(name)}" '
-        f'width="{pixels.shape[1]}" height="{pixels.shape[0]}" draggable="false" '
-        f'src="{data_uri(pixels, QUALITY)}">'
-        for i, (view, pixels) in enumerate(views.items())
-    )
-    choices = "".join(
-        f'<label><input type="radio" name="{figure_id}" value="{view}"'
-        f"{' checked' if i == 0 else ''}><span>{LABELS[view]}</span></label>"
-        for i, view in enumerate(view for view in views if view != "bicubic")
-    )
-    values = {m: format_number(row.get(m), digits_of(results, m)) for m in results["metrics"]}
-    numbers = "".join(f"<span>{label_of(m)} {value}</span> " for m, value in values.items())
-    return fill(
-        "figure.html",
-        id=figure_id,
-        name=escape(name),
-        pictures=pictures,
-        labels="\n".join(f'<span class="label {view}">{LABELS[view]}</span>' for view in views),
-        numbers=numbers,
-        choices=choices,
-        remarks="".join(f'<p class="note">{escape(text)}</p>' for text in missing),
-    )
+    numbers = [
+        (label_of(metric), format_number(row.get(metric), digits_of(results, metric)))
+        for metric in results["metrics"]
+    ]
+    return {"id": figure_id, "name": name, "views": views, "numbers": numbers, "missing": missing}
