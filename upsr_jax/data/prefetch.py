@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -62,6 +63,7 @@ def _start_worker(function: Callable[[Any], Any]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in photos
     cv2.setNumThreads(1)
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from upsr_jax.cluster.devices import fitting, local_mesh, put_whole, split_rows
-from upsr_jax.files.photos import to_pixels
+from upsr_jax.files.photos import spread_colours, to_pixels
 from upsr_jax.files.whole import file_sha256
 from upsr_jax.upscale.batcher import TileBatcher
 from upsr_jax.upscale.restore import (
@@ -116,7 +116,7 @@ class Upscaler:
         pixels = _as_pixels(image)
         if pixels.shape[-1] == 3:
             return self._upscale_rgb(pixels, seed, progress)
-        rgb = self._upscale_rgb(_spread_colours(pixels), seed, progress)
+        rgb = self._upscale_rgb(spread_colours(pixels), seed, progress)
         alpha = cv2.resize(pixels[..., 3], None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
         return np.dstack([rgb, alpha])
 
@@ -198,13 +198,3 @@ def _as_pixels(image: np.ndarray | Image.Image) -> UInt8[np.ndarray, "h w c"]:
             "but must be uint8 [h, w], [h, w, 3] or [h, w, 4]."
         )
     return image
-
-
-def _spread_colours(rgba: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Give hidden pixels the colour of visible ones nearby; their own would bleed into edges."""
-    rgb, alpha = rgba[..., :3], rgba[..., 3:]
-    weight = alpha.astype(np.float32) / 255
-    near = cv2.GaussianBlur(rgb * weight, (0, 0), 4) / (
-        cv2.GaussianBlur(weight, (0, 0), 4)[..., None] + 1e-6
-    )
-    return np.where(alpha == 0, np.round(near).astype(np.uint8), rgb)
