@@ -130,7 +130,9 @@ def test_a_grey_profile_holds_for_grey_with_transparency(tmp_path):
     found = read_image(tmp_path / "a.png")
     assert np.abs(found[..., :3] - expected).max() < 2
     np.testing.assert_array_equal(found[..., 3], alpha)
-    Image.fromarray(grey).save(tmp_path / "b.png", icc_profile=profile, transparency=grey[0, 0])
+    Image.fromarray(grey).save(
+        tmp_path / "b.png", icc_profile=profile, transparency=int(grey[0, 0])
+    )
     found = read_image(tmp_path / "b.png")
     assert np.abs(found[..., :3] - expected).max() < 2
     np.testing.assert_array_equal(found[..., 3], np.where(grey == grey[0, 0], 0, 255))

@@ -45,7 +45,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
 def find_turn(image: Image.Image) -> Image.Transpose | None:
     """Find how an image's EXIF data says to turn it; None if it is upright."""
     with suppress(Exception):  # Pillow raises anything on damaged data
-        return TURNS.get(image.getexif().get(Base.Orientation))
+        return TURNS.get(image.getexif().get(Base.Orientation, 1))
     return None
 
 
