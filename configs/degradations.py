@@ -13,7 +13,6 @@ def real_esrgan() -> ConfigDict:
     )
     return ConfigDict(
         dict(
-            use_sharp=False,
             first=dict(
                 blur=dict(prob=1.0, sizes=(3, 19), sinc_prob=0.1, sigma=(0.2, 3.0), **bells),
                 resize=dict(up_prob=0.2, down_prob=0.7, factor=(0.15, 1.5)),
@@ -38,7 +37,6 @@ def imagenet_test() -> ConfigDict:
     """Return the milder setting, of one order, behind the pairs of ImageNet-Test."""
     return ConfigDict(
         dict(
-            use_sharp=False,
             first=dict(
                 blur=dict(
                     prob=1.0,

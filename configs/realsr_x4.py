@@ -60,6 +60,7 @@ def get_config() -> ConfigDict:
                 crop_size=256,
                 scale=(1.0, 1.0),  # photographs are shrunk by a factor in between, then cropped
                 rotation=0.0,  # degrees by which half of the crops are turned at most, either way
+                use_sharp=False,  # sharpens the crops, and so the ground truth, first
                 num_threads=16,
                 num_workers=0,  # processes; 0: `num_threads` threads of this one
                 max_bad_fraction=0.01,

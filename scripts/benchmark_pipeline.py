@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+import cv2
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
@@ -37,6 +38,7 @@ RATES = (50, 100, 200, 500, 1000)  # images a second
 
 def main(_: list[str]) -> None:
     """Measure the pipeline of a config on one core, and then as the config would run it."""
+    cv2.setNumThreads(1)  # as training does
     config = CONFIG.value
     check_config(config)
     num_workers, num_threads = config.data.num_workers, config.data.num_threads

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from upsr_jax.data import records
 from upsr_jax.data.archives import Member, list_members, read_member
-from upsr_jax.data.sources import decode_image
+from upsr_jax.files.photos import read_rgb
 from upsr_jax.files.whole import check_begun, locked, write_json
 
 SHARD_IMAGES = 5000  # of ImageNet, half a gigabyte
@@ -136,9 +136,8 @@ def load(member: Member) -> tuple[bytes, str]:
     data = b""
     try:
         data = read_member(member)
-        # All of a JPEG's bit stream is read at this size too, in half the time
-        decode_image(data, member.name, cv2.IMREAD_REDUCED_COLOR_8)
-    except OSError as error:
+        read_rgb(data, member.name)
+    except (OSError, ValueError) as error:
         return data, str(error)
     return data, ""
 

@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from configs.degradations import imagenet_test
 from upsr_jax.data.archives import Member, list_members, read_member
-from upsr_jax.data.degradation.host import degrade, to_bytes, to_unit
-from upsr_jax.data.sources import Pair, Photo, decode_image
+from upsr_jax.data.degradation.host import degrade
+from upsr_jax.data.sources import Pair, Photo
+from upsr_jax.files.photos import read_rgb
 from upsr_jax.files.whole import (
     check_begun,
     file_sha256,
@@ -137,8 +138,8 @@ def make_pair(out: Path, seed: int, member: Member) -> tuple[dict[str, str], str
     paths = [f"{folder}/{stem(member)}.png" for folder in ("gt", "lq")]
     if not all((out / path).is_file() for path in paths):
         try:
-            photo = decode_image(read_member(member), member.name)
-        except OSError as error:
+            photo = read_rgb(read_member(member), member.name)
+        except (OSError, ValueError) as error:
             return {}, str(error)
         if min(photo.shape[:2]) < SIZE:
             return {}, f"it is smaller than {SIZE} pixels: {photo.shape[1]}x{photo.shape[0]}"
@@ -156,9 +157,7 @@ def degrade_square(rng: np.random.Generator, photo: Photo) -> Pair:
     top, left = ((length - side) // 2 for length in photo.shape[:2])
     square = photo[top : top + side, left : left + side]
     hr = cv2.resize(square, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-    settings = imagenet_test().to_dict()
-    del settings["use_sharp"]
-    return Pair(hr, to_bytes(degrade(rng, to_unit(hr), **settings)))
+    return Pair(hr, degrade(rng, hr, **imagenet_test().to_dict()))
 
 
 if __name__ == "__main__":

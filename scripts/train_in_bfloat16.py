@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +51,7 @@ def main(_: list[str]) -> None:
     """Train; what the user can mend ends it with one sentence."""
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("upsr_jax").setLevel(logging.INFO)
+    cv2.setNumThreads(1)  # as `data.pipeline` asks for
     try:
         train_and_evaluate(
             CONFIG.value, Path(str(WORKDIR.value)), make_loss_fn=make_torch_loss_fn(torch.bfloat16)

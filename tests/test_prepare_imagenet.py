@@ -10,7 +10,8 @@ import pytest
 from test_archives import make_tar
 
 from upsr_jax.data.records import open_shards, read_manifest
-from upsr_jax.data.sources import open_source, read_image
+from upsr_jax.data.sources import open_source
+from upsr_jax.files.photos import read_rgb
 
 ROOT = Path(__file__).parent.parent
 PHOTOS = ROOT / "upsr_jax" / "assets" / "photos"
@@ -80,7 +81,7 @@ def test_packed_folders_train_like_the_folders(tmp_path):
     packed, folder = open_source(str(out)), open_source(str(PHOTOS))
     assert packed.size == folder.size == 6
     for i in range(6):
-        assert (packed.read(i) == read_image(folder.name(i))).all()
+        assert (packed.read(i) == read_rgb(folder.name(i))).all()
     assert list(read_manifest(out)["skipped"]) == [f"{PHOTOS}/CREDITS.md"]
 
 

@@ -12,7 +12,8 @@ from photos import draw_photo
 from test_archives import make_tar
 
 from scripts.prepare_imagenet_test import degrade_square
-from upsr_jax.data.sources import list_pairs, read_image, read_pair, stem_of
+from upsr_jax.data.sources import list_pairs, read_pair, stem_of
+from upsr_jax.files.photos import read_rgb
 from upsr_jax.files.whole import locked
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +63,7 @@ def test_ground_truths_are_centre_squares(photos, made):
     for name, gt, lq in pairs:
         assert gt.shape == (256, 256, 3)
         assert lq.shape == (64, 64, 3)
-        photo = read_image(str(photos / f"{name}.JPEG"))
+        photo = read_rgb(str(photos / f"{name}.JPEG"))
         side, width = photo.shape[:2]
         square = photo[:, (width - side) // 2 :][:, :side]
         # The share that each pixel of the photograph, and each of the result, have in common

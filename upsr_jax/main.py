@@ -6,6 +6,7 @@ On several hosts run the same command on each, under SLURM or with --coordinator
 import logging
 import os
 import traceback
+import warnings
 from pathlib import Path
 
 from absl import app, flags
@@ -27,6 +28,7 @@ def main(_: list[str]) -> None:
     """Run the chosen mode; what the user can mend ends it with one sentence, not a traceback."""
     # Imported here, as loader workers import this module and need none of it.
     import absl.logging
+    import cv2
 
     from upsr_jax.cluster import join
     from upsr_jax.train.evaluate import evaluate
@@ -36,6 +38,8 @@ def main(_: list[str]) -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("upsr_jax").setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in photos
+    cv2.setNumThreads(1)  # as `data.pipeline` asks for
     try:
         profile = parse_steps(PROFILE.value)
         join.initialize(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)

@@ -20,10 +20,9 @@ def coordinates(height, width):
     return np.stack([row, column, np.full_like(row, 7)], axis=-1).astype(np.uint8)
 
 
-def cropped(rng, photo, size, scale=(1.0, 1.0), rotation=0.0, **degradation):
-    """Crop and degrade as a training example, with Real-ESRGAN's degradation where not told."""
-    degradation = degradation or real_esrgan().to_dict()
-    return degrade_crop(rng, photo, size, scale, rotation, **degradation)
+def cropped(rng, photo, size, scale=(1.0, 1.0), rotation=0.0, use_sharp=False):
+    """Crop and degrade as a training example, with Real-ESRGAN's degradation."""
+    return degrade_crop(rng, photo, size, scale, rotation, use_sharp, real_esrgan().to_dict())
 
 
 def test_crops_are_flipped_all_ways_and_lie_anywhere():
@@ -77,7 +76,7 @@ def test_unfit_pairs_are_named_and_passed_over(tmp_path):
 
     def make(index, max_bad_fraction=0.5):
         place = Place(0, 0, index)
-        return make_example(source, max_bad_fraction, 0, 48, (1.0, 1.0), 0.0, {}, place)
+        return make_example(source, max_bad_fraction, 0, 48, (1.0, 1.0), 0.0, False, {}, place)
 
     assert (make(0).index, make(0).rejected) == (0, [])
     example = make(1)
@@ -90,11 +89,10 @@ def test_unfit_pairs_are_named_and_passed_over(tmp_path):
 
 
 def test_use_sharp_sharpens_the_ground_truth():
-    config = real_esrgan().to_dict()
     noise = np.random.default_rng(0).random((16, 16, 3), np.float32)
     photo = np.uint8(255 * cv2.resize(noise, (64, 64)))
     plain, sharp = (
-        cropped(np.random.default_rng(0), photo, 64, **config | dict(use_sharp=use_sharp))
+        cropped(np.random.default_rng(0), photo, 64, use_sharp=use_sharp)
         for use_sharp in (False, True)
     )
     np.testing.assert_array_equal(

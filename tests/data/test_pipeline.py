@@ -57,6 +57,7 @@ def data_config(folder, **changes):
         crop_size=32,
         scale=(1.0, 1.0),
         rotation=0.0,
+        use_sharp=False,
         num_threads=0,
         num_workers=0,
         max_bad_fraction=0.0,
@@ -207,6 +208,15 @@ def test_bad_files_are_counted_over_all_workers(folder_with_a_bad_file):
     data = data_config(folder_with_a_bad_file, max_bad_fraction=0.2, num_workers=2)
     with pytest.raises(ValueError, match=r"3 of 10 images are bad"):
         batches(data, 5)
+
+
+def test_opencv_keeps_the_threads_of_its_program(folder):
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    batches(data_config(folder, num_threads=1), 1)
+    after = cv2.getNumThreads()
+    cv2.setNumThreads(before)
+    assert after == 3
 
 
 # The order of images

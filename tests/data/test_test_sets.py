@@ -90,7 +90,7 @@ def test_a_ground_truth_too_small_to_be_degraded_is_broken(tmp_path, height, wid
 
 
 def test_an_image_too_large_for_memory_is_broken(tmp_path, monkeypatch):
-    monkeypatch.setattr(test_sets, "MAX_PIXELS", 20 * 30)
+    monkeypatch.setattr(test_sets, "MAX_LR_PIXELS", 20 * 30)
     for name, height in (("a", 20), ("b", 21)):
         cv2.imwrite(str(tmp_path / f"{name}.png"), draw_photo(0, height, 30))
     config = config_of(gt="", lr=tmp_path)
@@ -130,8 +130,8 @@ def test_seeds_of_images_differ():
 
 def test_sharpened_ground_truth_is_refused(tmp_path):
     config = config_of(gt=tmp_path, lr="")
-    config.degradation.use_sharp = True
-    with pytest.raises(ValueError, match="set use_sharp to False"):
+    config.data.use_sharp = True
+    with pytest.raises(ValueError, match=r"set config\.data\.use_sharp to False"):
         make_read_fn(config)
 
 

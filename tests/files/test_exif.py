@@ -1,6 +1,7 @@
 """EXIF data tells of the photo in its result, whatever the format and however damaged."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -73,6 +74,15 @@ def test_damaged_data_fails_no_photo(tmp_path, format, data):
     assert np.abs(pixels.astype(int) - PIXELS).max() <= 2
     write_image(tmp_path / "b.jpg", pixels, note="made here", kept=kept)
     assert read_note(tmp_path / "b.jpg") == "made here"
+
+
+def test_a_photo_is_turned_whose_data_can_not_be_written_again(tmp_path):
+    # A turn by 90 degrees, and a unit of resolution in words where a number must be
+    tags = ((Base.Orientation, 3, 1, b"\6\0\0\0"), (Base.ResolutionUnit, 2, 4, b"inch"))
+    data = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags))
+    data += b"".join(struct.pack("<HHI4s", *tag) for tag in tags) + bytes(4)
+    Image.fromarray(PIXELS).save(tmp_path / "a.jpg", exif=data)
+    assert read_image(tmp_path / "a.jpg").shape == (12, 8, 3)
 
 
 @pytest.mark.parametrize("bad", [{Base.Make: object()}, {Base.ImageDescription: "x" * 70_000}])

@@ -4,16 +4,27 @@ import io
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
+from profiles import grey_profile, rgb_profile, srgb_of
 
-from upsr_jax.files import whole
+from upsr_jax.files import photos, whole
 from upsr_jax.files.find import find_images
-from upsr_jax.files.photos import ImageError, read_image, read_note, to_pixels
+from upsr_jax.files.photos import (
+    ImageError,
+    read_image,
+    read_note,
+    read_rgb,
+    to_pixels,
+    without_limit,
+)
 from upsr_jax.files.write_photo import write_image
+
+PHOTOS = Path(__file__).parents[2] / "upsr_jax" / "assets" / "photos"
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -106,22 +117,84 @@ def test_transparent_palette_colour_becomes_alpha(tmp_path):
     np.testing.assert_array_equal(alpha, np.where(RGB[..., 0] % 2, 0, 255))
 
 
-def linear_light_profile():
-    """Build an ICC profile with sRGB's primaries and a straight tone curve."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    for i in range(struct.unpack_from(">I", profile, 128)[0]):
-        signature, offset, _ = struct.unpack_from(">4sII", profile, 132 + 12 * i)
-        if signature in (b"rTRC", b"gTRC", b"bTRC"):
-            struct.pack_into(">4sII", profile, offset, b"curv", 0, 0)
-    return bytes(profile)
-
-
 def test_other_colour_spaces_become_srgb(tmp_path):
-    Image.fromarray(RGB).save(tmp_path / "a.png", icc_profile=linear_light_profile())
-    linear = RGB / 255
-    # IEC 61966-2-1
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    assert np.abs(read_image(tmp_path / "a.png") - 255 * srgb).max() < 2
+    Image.fromarray(RGB).save(tmp_path / "a.png", icc_profile=rgb_profile(gamma=1.0))
+    assert np.abs(read_image(tmp_path / "a.png") - srgb_of(RGB, gamma=1.0)).max() < 2
+
+
+def test_a_grey_profile_holds_for_grey_with_transparency(tmp_path):
+    grey, alpha = np.maximum(RGB[..., 0], 40), RGB[..., 1]  # tables are coarse in the dark
+    profile = grey_profile(1.0)
+    expected = srgb_of(grey[..., None].repeat(3, axis=-1), gamma=1.0)
+    Image.fromarray(np.dstack([grey, alpha])).save(tmp_path / "a.png", icc_profile=profile)
+    found = read_image(tmp_path / "a.png")
+    assert np.abs(found[..., :3] - expected).max() < 2
+    np.testing.assert_array_equal(found[..., 3], alpha)
+    Image.fromarray(grey).save(
+        tmp_path / "b.png", icc_profile=profile, transparency=int(grey[0, 0])
+    )
+    found = read_image(tmp_path / "b.png")
+    assert np.abs(found[..., :3] - expected).max() < 2
+    np.testing.assert_array_equal(found[..., 3], np.where(grey == grey[0, 0], 0, 255))
+
+
+PHOTO = Image.open(PHOTOS / "rocket.jpg").crop((0, 0, 101, 67))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(dict(quality=quality) for quality in (5, 75, 95)),
+        *(dict(subsampling=ratio) for ratio in ("4:4:4", "4:2:2", "4:2:0")),
+        dict(progressive=True),
+        dict(optimize=True, restart_marker_blocks=3),
+        dict(keep_rgb=True),
+        dict(exif=b"Exif\0\0junk"),
+    ],
+    ids=str,
+)
+def test_plain_jpegs_have_the_pixels_that_pillow_decodes(monkeypatch, options):
+    file = io.BytesIO()
+    PHOTO.save(file, "JPEG", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(photos, "to_pixels", lambda image: pytest.fail("not taken for plain"))
+        found = read_rgb(file.getvalue())
+    np.testing.assert_array_equal(found, np.asarray(Image.open(file)))
+
+
+def test_other_jpegs_are_not_plain(monkeypatch):
+    """As each needs what OpenCV doesn't do: to turn it, and to convert its colours."""
+    monkeypatch.setattr(photos.cv2, "imdecode", lambda *_: pytest.fail("taken for plain"))
+    exif = Image.Exif()
+    exif[0x112] = 6
+    for image, options, shape in (
+        (PHOTO, dict(exif=exif), (101, 67, 3)),
+        (PHOTO, dict(icc_profile=rgb_profile()), (67, 101, 3)),
+        (PHOTO.convert("CMYK"), {}, (67, 101, 3)),
+        (PHOTO.convert("L"), {}, (67, 101, 3)),
+    ):
+        file = io.BytesIO()
+        image.save(file, "JPEG", **options)
+        assert read_rgb(file.getvalue()).shape == shape
+
+
+def test_what_a_file_holds_is_read_as_the_file_and_called_by_its_name(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    np.testing.assert_array_equal(read_rgb(data), read_rgb(tmp_path / "a.png"))
+    for content, reason in ((b"", "empty"), (data[:-60], "cut short"), (b"text", "not a whole")):
+        with pytest.raises(ImageError, match=rf"^shard\[3\]: .*{reason}"):
+            read_rgb(content, "shard[3]")
+
+
+def test_hidden_pixels_take_the_colour_of_visible_ones_nearby(tmp_path):
+    rgba = np.full((20, 30, 4), (200, 100, 50, 255), np.uint8)
+    rgba[:, 8:20] = 0, 255, 0, 0
+    rgba[:, 20:, 3] = 1  # hardly visible, but it is
+    for name in ("a.png", "a.tif", "a.webp"):
+        Image.fromarray(rgba).save(tmp_path / name, **dict(lossless=True, exact=True))
+        found = read_rgb(tmp_path / name).astype(int)
+        assert np.abs(found - (200, 100, 50)).max() <= 1
 
 
 def test_srgb_and_damaged_profiles_change_nothing(tmp_path):
@@ -137,6 +210,31 @@ def test_long_texts_are_no_damage(tmp_path, packed):
     text.add_text("workflow", "node " * 2**19, zip=packed)
     Image.fromarray(RGB).save(tmp_path / "a.png", pnginfo=text)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
+
+
+def test_limits_of_pillow_are_lifted_while_any_thread_needs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
+    first, second = without_limit(), without_limit()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert Image.MAX_IMAGE_PIXELS is None
+    second.__exit__(None, None, None)
+    assert Image.MAX_IMAGE_PIXELS == 10**6
+    text_limit = PngImagePlugin.MAX_TEXT_CHUNK
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"junk")
+    read_image(tmp_path / "a.png")
+    with pytest.raises(ImageError):
+        read_image(tmp_path / "b.png")
+    assert PngImagePlugin.MAX_TEXT_CHUNK == text_limit < PngImagePlugin.MAX_TEXT_MEMORY
+
+
+def test_the_note_of_a_result_of_any_size_is_read(tmp_path, monkeypatch):
+    write_image(tmp_path / "a.png", RGB, note="made here")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert read_note(tmp_path / "a.png") == "made here"
+    assert Image.MAX_IMAGE_PIXELS == 10
 
 
 def test_one_pixel_is_an_image(tmp_path):

@@ -277,7 +277,12 @@ def test_a_run_from_before_a_key_goes_on_if_the_key_says_what_it_did(config):
     for name in ("optimizer.muon", "data.scale", "data.rotation", "loss.lpips_jitter"):
         block, key = name.split(".")
         del stored[block][key]
+    stored["degradation"]["use_sharp"] = stored["data"].pop("use_sharp")  # where it was
     check_same_config(stored, config, "runs/a")
+    stored["degradation"]["use_sharp"] = True
+    with pytest.raises(ValueError, match=r"data\.use_sharp was True and is now False\."):
+        check_same_config(stored, config, "runs/a")
+    stored["degradation"]["use_sharp"] = False
     config.optimizer.muon = True
     config.data.scale = (0.5, 1.0)
     changes = r"data\.scale was \[1\.0, 1\.0\] and is now \[0\.5, 1\.0\]; optimizer\.muon was False"

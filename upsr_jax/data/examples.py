@@ -22,7 +22,7 @@ class Place(NamedTuple):
     index: int
 
 
-class Example(NamedTuple):
+class TrainExample(NamedTuple):
     """A pair of crops, the number of its image, and why other images were passed over."""
 
     pair: Pair
@@ -37,13 +37,14 @@ def make_example(
     crop_size: int,
     scale: tuple[float, float],
     rotation: float,
+    use_sharp: bool,
     degradation: Mapping[str, Any],
     place: Place,
-) -> Example:
+) -> TrainExample:
     """Make the example of a place, as (seed, step, row) draw it.
 
-    A photograph is cropped, by `scale` and `rotation`, and degraded, see `degrade_crop`; a pair is
-    cropped.
+    A photograph is cropped, by `scale`, `rotation` and `use_sharp`, and degraded, see
+    `degrade_crop`; a pair is cropped.
     """
     rng = np.random.default_rng((seed, place.step, place.row))
     source = source._replace(read=partial(read_fit, source, crop_size))
@@ -51,8 +52,8 @@ def make_example(
     if isinstance(item, Pair):
         pair = crop_pair(rng, item, crop_size)
     else:
-        pair = degrade_crop(rng, item, crop_size, scale, rotation, **degradation)
-    return Example(pair, index, rejected)
+        pair = degrade_crop(rng, item, crop_size, scale, rotation, use_sharp, degradation)
+    return TrainExample(pair, index, rejected)
 
 
 def read_fit(source: Source, size: int, index: int) -> Photo | Pair:
@@ -73,7 +74,7 @@ def degrade_crop(
     scale: tuple[float, float],
     rotation: float,
     use_sharp: bool,
-    **degradation: Any,
+    degradation: Mapping[str, Any],
 ) -> Pair:
     """Crop a photograph, turned and shrunk, and degrade the crop.
 
@@ -89,7 +90,7 @@ def degrade_crop(
         hr = cv2.resize(np.ascontiguousarray(hr), (size, size), interpolation=cv2.INTER_AREA)
     if use_sharp:
         hr = to_bytes(sharpen(to_unit(hr)))
-    return Pair(hr, to_bytes(degrade(rng, to_unit(hr), **degradation)))
+    return Pair(hr, degrade(rng, hr, **degradation))
 
 
 def random_rotated_crop(rng: np.random.Generator, photo: Photo, size: int, angle: float) -> Photo:

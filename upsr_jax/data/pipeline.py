@@ -1,7 +1,8 @@
 """Training batches: example `row` of global step `step` depends on (seed, step, row) alone.
 
 Neither hosts, worker processes, threads nor restarts change it, so that a run resumes from its step
-number.
+number. OpenCV's own threads do, in the last bits: with more than one it resizes some sizes by code
+that rounds otherwise. So a program that trains calls `cv2.setNumThreads(1)`, as workers do.
 """
 
 import itertools
@@ -11,7 +12,6 @@ from contextlib import closing
 from functools import partial
 from typing import SupportsInt
 
-import cv2
 import grain
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from upsr_jax.data import sources
 from upsr_jax.data.degradation.host import to_unit
-from upsr_jax.data.examples import Example, Place, make_example
+from upsr_jax.data.examples import Place, TrainExample, make_example
 from upsr_jax.data.prefetch import map_ahead
 from upsr_jax.data.sources import Source
 
@@ -47,20 +47,20 @@ def train_batches(
     else `pairs`, a folder of ground truths and one of low-resolution images. Then `batch_size` over
     all processes; `crop_size` of the ground truth; `scale`, the smallest and largest factor of at
     most 1 by which photographs are shrunk first; `rotation`, the most degrees by which half of
-    their crops are turned either way; `max_bad_fraction` (see `sources.read_or_next`);
-    `num_workers`, processes that make the examples, or 0 for `num_threads` threads of this one.
+    their crops are turned either way; `use_sharp`, whether these are sharpened; `max_bad_fraction`
+    (see `sources.read_or_next`); `num_workers`, processes that make the examples, or 0 for
+    `num_threads` threads of this one.
     """
     if data.batch_size % process_count:
         raise ValueError(
             f"A batch of {data.batch_size} can't be split evenly over {process_count} processes."
         )
     low, high = data.scale
-    cv2.setNumThreads(1)  # the examples are made in parallel already
     opened = open_sources(data)
     source = sources.concatenate(opened)
     order = shuffle([source.size for source in opened], data.weights, seed)
     settings = (
-        *(data.max_bad_fraction, seed, data.crop_size, (low, high), data.rotation),
+        *(data.max_bad_fraction, seed, data.crop_size, (low, high), data.rotation, data.use_sharp),
         degradation.to_dict(),
     )
     make_fn = partial(make_example, source, *settings)
@@ -121,7 +121,7 @@ def places(
 
 
 def stack(
-    examples: Generator[Example, None, None], rows: int, log_bad: Callable[[list[str]], None]
+    examples: Generator[TrainExample, None, None], rows: int, log_bad: Callable[[list[str]], None]
 ) -> Generator[Batch, None, None]:
     """Stack every `rows` examples to a batch of signed images; closed, it closes them."""
     with closing(examples):

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
 
 from upsr_jax.data import records
 from upsr_jax.files.find import READ_SUFFIXES, find_images
+from upsr_jax.files.photos import read_rgb
 
 Photo = UInt8[np.ndarray, "_ _ 3"]  # of any size
 TFDS = "tfds:"
@@ -22,8 +22,8 @@ TFDS = "tfds:"
 class Source(NamedTuple):
     """Images by number, below `size`: what to call one, and how to read it.
 
-    `read` returns a Photo or a Pair. It raises OSError where that can't be read or decoded, and
-    ValueError where it is unfit.
+    `read` returns a Photo or a Pair. It raises OSError where that can't be read, and ValueError
+    where it can't be decoded (as an ImageError) or is unfit.
     """
 
     size: int
@@ -56,7 +56,7 @@ def open_source(name: str) -> Source:
     if records.is_records(name):
         return open_records(name)
     files = list_images(name)
-    return Source(len(files), files.__getitem__, partial(_read_listed, read_image, files))
+    return Source(len(files), files.__getitem__, partial(_read_listed, read_rgb, files))
 
 
 def open_records(folder: str) -> Source:
@@ -137,7 +137,7 @@ def _read_record(fetch: Callable[[int], bytes], name_fn: Callable[[int], str], i
         record = fetch(index)
     except RuntimeError as error:
         raise OSError(f"'{name_fn(index)}' can't be read: {error}") from error
-    return decode_image(record, name_fn(index))
+    return read_rgb(record, name_fn(index))
 
 
 def _call_part(functions: Sequence[Callable[[int], Any]], ends: Sequence[int], index: int) -> Any:
@@ -205,32 +205,12 @@ def stem_of(file: str, folder: str) -> str:
     return Path(file).relative_to(folder).with_suffix("").as_posix()
 
 
-def read_image(file: str) -> Photo:
-    """Read an image upright (EXIF) as 8-bit RGB: grey is repeated, alpha dropped.
-
-    Raises OSError where the file can't be read or decoded.
-    """
-    with open(file, "rb") as opened:
-        return decode_image(opened.read(), file)
-
-
-def decode_image(data: bytes, name: str, flags: int = cv2.IMREAD_COLOR_RGB) -> Photo:
-    """Decode the bytes of an image file, as `read_image` does or as OpenCV's `flags` say."""
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise OSError(f"'{name}' can't be decoded: {error}") from error
-    if image is None:
-        raise OSError(f"'{name}' can't be decoded: it is damaged or of an unknown kind.")
-    return image
-
-
 def read_pair(files: PairFiles) -> Pair:
     """Read a ground truth and its low-resolution image.
 
-    Raises OSError as `read_image` does, ValueError unless the sides are 4:1.
+    Raises ImageError as `read_rgb` does, ValueError unless the sides are 4:1.
     """
-    pair = Pair(read_image(files.hr), read_image(files.lr))
+    pair = Pair(read_rgb(files.hr), read_rgb(files.lr))
     check_pair(files, *pair)
     return pair
 

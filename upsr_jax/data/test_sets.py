@@ -11,21 +11,14 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from upsr_jax.data.degradation.host import degrade, to_bytes, to_unit
-from upsr_jax.data.sources import (
-    PairFiles,
-    by_stem,
-    check_pair,
-    list_pairs,
-    read_image,
-    stem_of,
-)
+from upsr_jax.data.degradation.host import degrade
+from upsr_jax.data.sources import PairFiles, by_stem, check_pair, list_pairs, stem_of
 from upsr_jax.files.find import find_images
-from upsr_jax.files.photos import read_photo, visible_colours
+from upsr_jax.files.photos import read_photo, read_rgb, visible_colours
 from upsr_jax.files.whole import file_sha256
 
 MIN_SIDE = 16  # of a ground truth that is degraded: less may be scaled to nothing on the way
-MAX_PIXELS = 2**21  # of a low-resolution image: each takes 17 kB of memory where LPIPS is measured
+MAX_LR_PIXELS = 2**21  # each takes 17 kB of memory where LPIPS is measured
 
 
 class Entry(NamedTuple):
@@ -93,8 +86,10 @@ def make_read_fn(config: ConfigDict) -> Callable[[Entry], Example]:
     config.eval.crop_size pixels and degraded, the same each time.
     """
     settings, degradation = config.eval, config.degradation.to_dict()
-    if degradation.pop("use_sharp") and not settings.lr:
-        raise ValueError("evaluation compares with unsharpened images: set use_sharp to False")
+    if not settings.lr and config.data.use_sharp:
+        raise ValueError(
+            "evaluation compares with unsharpened images: set config.data.use_sharp to False"
+        )
 
     def read(entry: Entry) -> Example:
         sha256 = hash_files(entry)  # before they are read, so that a later change is seen
@@ -104,24 +99,24 @@ def make_read_fn(config: ConfigDict) -> Callable[[Entry], Example]:
             picture, kept = read_photo(entry.lr)
             lr = visible_colours(picture)
             if entry.gt is not None:
-                hr = read_image(entry.gt)
+                hr = read_rgb(entry.gt)
                 check_pair(PairFiles(entry.gt, entry.lr), hr, lr)
         else:
             assert entry.gt is not None
             source_sha256 = sha256
-            hr = centre_crop(read_image(entry.gt), settings.crop_size)
+            hr = centre_crop(read_rgb(entry.gt), settings.crop_size)
             if hr.shape[0] < MIN_SIDE:
                 raise ValueError(
                     f"'{entry.gt}' has {hr.shape[0]} pixels a side after cropping, but {MIN_SIDE} "
                     "are the least that is degraded."
                 )
             rng = np.random.default_rng(image_seed(settings.seed, entry.name))
-            lr = picture = to_bytes(degrade(rng, to_unit(hr), **degradation))
+            lr = picture = degrade(rng, hr, **degradation)
         height, width = lr.shape[:2]
-        if height * width > MAX_PIXELS:
+        if height * width > MAX_LR_PIXELS:
             raise ValueError(
                 f"'{entry.lr or entry.gt}' makes {width}x{height} low-resolution pixels, more than "
-                f"the {MAX_PIXELS:,} that are measured at once: cut it into parts."
+                f"the {MAX_LR_PIXELS:,} that are measured at once: cut it into parts."
             )
         return Example(entry.name, lr, hr, sha256, picture, kept, source_sha256)
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from upsr_jax.data.sources import read_image
 from upsr_jax.data.test_sets import centre_crop
 from upsr_jax.evaluation.folder import image_files
 from upsr_jax.evaluation.report import write_report
 from upsr_jax.evaluation.report.results import RESULTS, read_results
+from upsr_jax.files.photos import read_rgb
 from upsr_jax.files.whole import write_json
 from upsr_jax.files.write_photo import write_image
 from upsr_jax.metrics.intervals import mean_over
@@ -121,10 +121,10 @@ def compare(metric: Callable[..., float], restored: Path, row: Mapping[str, Any]
     """Measure an image against its ground truth, or the centre of that which was degraded."""
     if row["lr"] is not None:
         return metric(restored, row["gt"])
-    side = read_image(str(restored)).shape[0]
+    side = read_rgb(restored).shape[0]
     with tempfile.TemporaryDirectory() as folder:
         truth = Path(folder) / "truth.png"
-        write_image(truth, centre_crop(read_image(row["gt"]), side))
+        write_image(truth, centre_crop(read_rgb(row["gt"]), side))
         return metric(restored, truth)
 
 

@@ -83,7 +83,7 @@ def evaluate_folders(
         blend="feather",
         fidelity=sampling.fidelity,
     )
-    config.degradation = dict(use_sharp=False)  # unused: both folders hold what they should
+    config.degradation = {}  # unused: both folders hold what they should
     params = take_networks(model, config, params, config, ["estimator", config.network])
     name = name_model(Path(model))
     return evaluate_set(config, find_entries(config.eval), params, Path(out), name)

@@ -33,12 +33,20 @@ MAX_BYTES = 65_533  # that a JPEG holds
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF data says; raises as `Image.load` does."""
+    """Turn an image as its EXIF data says; raises as `Image.load` does.
+
+    `ImageOps.exif_transpose` also writes the data anew, and raises where that can't be.
+    """
     image.load()  # which turns a TIFF file already, and drops its tag
-    turn = None
-    with suppress(Exception):  # Pillow raises anything on damaged data
-        turn = TURNS.get(image.getexif().get(Base.Orientation, 1))
+    turn = find_turn(image)
     return image if turn is None else image.transpose(turn)
+
+
+def find_turn(image: Image.Image) -> Image.Transpose | None:
+    """Find how an image's EXIF data says to turn it; None if it is upright."""
+    with suppress(Exception):  # Pillow raises anything on damaged data
+        return TURNS.get(image.getexif().get(Base.Orientation, 1))
+    return None
 
 
 def read_kept(image: Image.Image) -> Image.Exif:

@@ -47,6 +47,7 @@ ADDED = {
     "loss.lpips_jitter": False,
     "optimizer.muon": False,
 }
+MOVED = {"degradation.use_sharp": "data.use_sharp"}  # keys that had another name, with today's
 # What rebuilds and runs a model; data, paths and training stay with the run.
 MODEL_BLOCKS = ("network", "dtype", "model", "estimator", "diffusion", "prior", "sampler")
 
@@ -295,13 +296,14 @@ def model_params(config: ConfigDict, ema_params: Any, frozen: Mapping[str, Any])
 
 def check_same_config(stored: Mapping[str, Any], config: ConfigDict, folder: Any) -> None:
     """Raise ValueError where the config would not continue the run that `stored` began."""
+    began = ADDED | {MOVED.get(key, key): value for key, value in flatten(stored).items()}
     before, now = (
         {
             key: value
             for key, value in flatten(tree).items()
             if not key.startswith(MAY_CHANGE) or key in MAY_NOT_CHANGE
         }
-        for tree in (ADDED | flatten(stored), config_as_json(config))
+        for tree in (began, config_as_json(config))
     )
     changes = [
         f"{key} was {before.get(key)} and is now {now.get(key)}"

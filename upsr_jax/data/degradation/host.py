@@ -1,8 +1,9 @@
 """The two-order degradation of Real-ESRGAN (arXiv 2107.10833) on a host, one image at a time.
 
-Images are RGB, float32 and unit; between two steps that clip they may leave [0, 1]. Every draw
-comes from the one generator given. Kernels keep their own size: the common canvas of batched
-implementations only adds zeros. In the arguments below, a range is its two ends.
+Whole images come and go as 8 bits. Inside, images are RGB, float32 and unit; between two steps that
+clip they may leave [0, 1]. Every draw comes from the one generator given. Kernels keep their own
+size: the common canvas of batched implementations only adds zeros. In the arguments below, a range
+is its two ends.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,12 +24,12 @@ IntRange = tuple[int, int]
 
 def degrade(
     rng: np.random.Generator,
-    hr: Float32[np.ndarray, "h w 3"],
+    hr: UInt8[np.ndarray, "h w 3"],
     first: Mapping[str, Any],
     second: Mapping[str, Any] | None,
     final: Mapping[str, Any],
-) -> Float32[np.ndarray, "h//4 w//4 3"]:
-    """Make the low-resolution image of `hr`, in steps of 8 bits.
+) -> UInt8[np.ndarray, "h//4 w//4 3"]:
+    """Make the low-resolution image of `hr`.
 
     `first` and `second` hold the arguments of `random_blur`, `random_factor` and `random_noise`
     under "blur", "resize" and "noise", `first` also "jpeg_quality"; without `second` its three
@@ -36,7 +37,7 @@ def degrade(
     """
     height, width = hr.shape[0] // 4, hr.shape[1] // 4
 
-    image = random_blur(rng, hr, **first["blur"])
+    image = random_blur(rng, to_unit(hr), **first["blur"])
     image = resize_by(image, random_factor(rng, **first["resize"]), random_interpolation(rng))
     image = random_noise(rng, image, **first["noise"])
     image = random_jpeg(rng, image, first["jpeg_quality"])
@@ -55,7 +56,7 @@ def degrade(
     image = random_sinc(rng, image, **final["sinc"])
     if jpeg_last:
         image = random_jpeg(rng, image, final["jpeg_quality"])
-    return to_unit(to_bytes(image))
+    return to_bytes(image)
 
 
 def random_blur(

@@ -1,0 +1,122 @@
+"""A file is the same picture wherever it is read: in training, evaluation and upscaling."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+from profiles import ADOBE_RGB, DISPLAY_P3, PROPHOTO, grey_profile, rgb_profile, srgb_of
+from test_records import write_folder
+
+from upsr_jax import Upscaler
+from upsr_jax.data.sources import open_source
+from upsr_jax.data.test_sets import list_entries, make_read_fn
+from upsr_jax.files.photos import read_photo
+from upsr_jax.upscale.restore import Restoration
+
+RGB = np.random.default_rng(0).integers(40, 220, (24, 16, 3), np.uint8)
+GREY = RGB[..., :1].repeat(3, axis=-1)
+SMOOTH = cv2.resize(RGB[:3, :2], (16, 24), interpolation=cv2.INTER_LINEAR)
+# Visible, half visible and hidden; what is visible has one colour
+ALPHA = np.full((24, 16), 255, np.uint8)
+ALPHA[:, 8:10], ALPHA[:, 10:] = 128, 0
+COLOUR = np.full((24, 16, 3), (200, 100, 50), np.uint8)
+HALF_HIDDEN = np.dstack([np.where(ALPHA[..., None] == 0, np.uint8((0, 255, 0)), COLOUR), ALPHA])
+
+
+def save(path, pixels, **options):
+    Image.fromarray(pixels).save(path, **options)
+
+
+def save_16_bits(path, pixels):
+    cv2.imwrite(str(path), pixels[..., ::-1].astype(np.uint16) * 257)
+
+
+def save_turned(path, orientation):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    # For each orientation there is a turn that it undoes: EXIF 2.32, tag 0x112
+    store = {5: lambda a: a.swapaxes(0, 1), 6: np.rot90, 3: lambda a: a[::-1, ::-1]}[orientation]
+    save(path, np.ascontiguousarray(store(SMOOTH)), exif=exif, quality=95, subsampling=0)
+
+
+FILES = {  # how to write it, and what it shows
+    "plain.png": (lambda path: save(path, RGB), RGB),
+    "plain.jpg": (lambda path: save(path, SMOOTH, quality=95, subsampling=0), SMOOTH),
+    "grey.jpg": (lambda path: save(path, SMOOTH[..., 0], quality=95), SMOOTH[..., :1]),
+    "p3.png": (
+        lambda path: save(path, RGB, icc_profile=rgb_profile(DISPLAY_P3)),
+        srgb_of(RGB, DISPLAY_P3),
+    ),
+    "adobe.jpg": (
+        lambda path: save(path, COLOUR, icc_profile=rgb_profile(ADOBE_RGB, 2.2), quality=95),
+        srgb_of(COLOUR, ADOBE_RGB, 2.2),
+    ),
+    "prophoto.tif": (
+        lambda path: save(path, RGB, icc_profile=rgb_profile(PROPHOTO, 1.8)),
+        srgb_of(RGB, PROPHOTO, 1.8),
+    ),
+    "grey_profile.png": (
+        lambda path: save(path, GREY[..., 0], icc_profile=grey_profile(1.0)),
+        srgb_of(GREY, gamma=1.0),
+    ),
+    "grey_alpha_profile.png": (
+        lambda path: save(path, np.dstack([COLOUR[..., 1], ALPHA]), icc_profile=grey_profile(1.0)),
+        srgb_of(COLOUR[..., 1:2].repeat(3, -1), gamma=1.0),
+    ),
+    "alpha_profile.png": (
+        lambda path: save(path, HALF_HIDDEN, icc_profile=rgb_profile(ADOBE_RGB, 2.2)),
+        srgb_of(COLOUR, ADOBE_RGB, 2.2),
+    ),
+    "damaged_profile.png": (lambda path: save(path, RGB, icc_profile=b"junk"), RGB),
+    "other_profile.png": (lambda path: save(path, RGB, icc_profile=grey_profile(1.0)), RGB),
+    "alpha.png": (lambda path: save(path, HALF_HIDDEN), COLOUR),
+    "alpha.tif": (lambda path: save(path, HALF_HIDDEN), COLOUR),
+    "16_bits.png": (lambda path: save_16_bits(path, RGB), RGB),
+    "grey_16_bits.png": (lambda path: save(path, GREY[..., 0].astype(np.uint16) * 257), GREY),
+    "transposed.jpg": (lambda path: save_turned(path, 5), SMOOTH),
+    "turned.jpg": (lambda path: save_turned(path, 6), SMOOTH),
+    "upside_down.jpg": (lambda path: save_turned(path, 3), SMOOTH),
+}
+
+
+def read_in_training(folder: Path, path: Path) -> list[np.ndarray]:
+    packed = write_folder(folder / "packed", [path.read_bytes()])
+    return [open_source(str(source)).read(0) for source in (path.parent, packed)]
+
+
+def read_in_evaluation(path: Path) -> np.ndarray:
+    settings = dict(gt="", lr=str(path.parent), max_images=1, source="")
+    config = ConfigDict(dict(eval=settings, degradation={}, data=dict(use_sharp=False)))
+    (entry,) = list_entries(config.eval)
+    return make_read_fn(config)(entry).lr
+
+
+def read_in_upscaling(path: Path) -> np.ndarray:
+    """Return what a model gets to see of a photo in `upsr upscale`."""
+    seen = []
+
+    def look(params, lr, noise):
+        seen.append(lr[0])
+        return Restoration(*4 * [np.zeros_like(noise)])
+
+    pixels = read_photo(path)[0]
+    Upscaler(look, {}, tile=64)(pixels)
+    (tile,) = seen
+    return np.round((tile[: pixels.shape[0], : pixels.shape[1]] + 1) * 127.5).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_it_is_the_same_picture_everywhere(tmp_path, name):
+    write, expected = FILES[name]
+    path = tmp_path / "photos" / name
+    path.parent.mkdir()
+    write(path)
+    upscaled = read_in_upscaling(path)
+    assert upscaled.shape == (24, 16, 3)
+    # JPEG loses some, 8-bit tables of a profile a little
+    assert np.abs(upscaled.astype(float) - expected).max() <= (6 if path.suffix == ".jpg" else 2)
+    for other in (*read_in_training(tmp_path, path), read_in_evaluation(path)):
+        np.testing.assert_array_equal(other, upscaled)
