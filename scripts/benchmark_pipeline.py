@@ -1,6 +1,6 @@
 """Measure how fast training batches are made, by stage, and how many cores a step rate needs.
 
-python scripts/benchmark_pipeline.py --config configs/realsr_x4.py --config.data.folders=PHOTOS
+python scripts/benchmark_pipeline.py --config realsr_x4 --config.data.folders=PHOTOS
 """
 
 import cProfile
@@ -12,12 +12,13 @@ from typing import Any
 
 import cv2
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from upsr_jax.data.pipeline import train_batches
+from upsr_jax.files.config_files import define_config_flag
 from upsr_jax.train.config import check_config
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+CONFIG = define_config_flag()
 IMAGES = flags.DEFINE_integer("images", 400, "Images to measure, or a few more.", lower_bound=1)
 
 STAGES = {  # of the functions that these three call

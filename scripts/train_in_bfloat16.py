@@ -1,7 +1,7 @@
 """Train a denoiser on a CPU as `upsr_jax.main` does, with loss and gradient in bfloat16 by PyTorch.
 
     pip install -c scripts/constraints.txt -e '.[train,convert]'
-    python scripts/train_in_bfloat16.py --config configs/lite_x4.py --workdir runs/lite ...
+    python scripts/train_in_bfloat16.py --config lite_x4 --workdir runs/lite ...
 
 XLA's convolutions on CPUs gain nothing from bfloat16. PyTorch's oneDNN ones run twice as fast in it
 where the processor has AVX512-BF16 or AMX: `lscpu` names avx512_bf16 or amx_bf16. Data, prior,
@@ -27,10 +27,11 @@ from absl import app, flags
 from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.extend.backend import get_backend
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from torch import Tensor  # pyright: ignore[reportMissingImports]
 
 from upsr_jax.diffusion import Schedule, q_sample, scale_input
+from upsr_jax.files.config_files import define_config_flag
 from upsr_jax.losses import draw_moves
 from upsr_jax.models.attention import SHIFT_REGIONS, relative_position_index
 from upsr_jax.models.build import apply, create_estimator
@@ -41,7 +42,7 @@ from upsr_jax.prior import make_prior
 from upsr_jax.train.loop import train_and_evaluate
 from upsr_jax.train.step import LossFn
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+CONFIG = define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and pictures.")
 
 Params = Mapping[str, Tensor]

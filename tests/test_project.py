@@ -37,10 +37,11 @@ def imports(path: Path) -> set[str]:
 
 
 def text_files() -> list[Path]:
-    folders = ("upsr_jax", "configs", "scripts", "tests")
+    folders = ("upsr_jax", "configs", "scripts", "tests", "docs", ".ci", ".github")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*")]
-    files += [ROOT / "README.md", ROOT / "pyproject.toml", ROOT / ".ci" / "run"]
-    suffixes = {".py", ".sh", ".md", ".txt", ".toml", ".json", ".sbatch", ""}
+    files += [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), ROOT / ".editorconfig"]
+    files += [ROOT / ".pre-commit-config.yaml"]
+    suffixes = {".py", ".sh", ".md", ".txt", ".toml", ".json", ".sbatch", ".yaml", ".yml", ""}
     return [path for path in files if path.is_file() and path.suffix in suffixes]
 
 

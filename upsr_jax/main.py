@@ -1,4 +1,4 @@
-"""Train or evaluate: python -m upsr_jax.main --config configs/realsr_x4.py --workdir runs/a.
+"""Train or evaluate: python -m upsr_jax.main --config realsr_x4 --workdir runs/a.
 
 On several hosts run the same command on each, under SLURM or with --coordinator.
 """
@@ -10,9 +10,10 @@ import warnings
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+from upsr_jax.files.config_files import define_config_flag
+
+CONFIG = define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and pictures.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
 OUT = flags.DEFINE_string(
