@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_archives import make_tar
+from tars import make_tar
 
 from upsr_jax.data.records import open_shards, read_manifest
 from upsr_jax.data.sources import open_source

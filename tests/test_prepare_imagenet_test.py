@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from photos import draw_photo
-from test_archives import make_tar
+from tars import make_tar
 
 from scripts.prepare_imagenet_test import degrade_square
 from upsr_jax.data.sources import list_pairs, read_pair, stem_of

@@ -1,26 +1,8 @@
-import io
-import tarfile
-
 import pytest
 from photos import write_photos
+from tars import add, make_tar
 
 from upsr_jax.data.archives import list_members, read_member
-
-
-def add(tar, name, data, **attributes):
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    for key, value in attributes.items():
-        setattr(info, key, value)
-    tar.addfile(info, io.BytesIO(data))
-
-
-def make_tar(files, mode="w"):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode) as tar:
-        for name, data in files.items():
-            add(tar, name, data)
-    return file.getvalue()
 
 
 def read_all(members):
