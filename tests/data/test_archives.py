@@ -1,3 +1,5 @@
+import tarfile
+
 import pytest
 from photos import write_photos
 from tars import add, make_tar

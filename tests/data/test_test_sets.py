@@ -11,14 +11,12 @@ from photos import draw_photo, write_photos
 from configs import tiny
 from upsr_jax.data import test_sets
 from upsr_jax.data.test_sets import (
-    Broken,
     Entry,
     centre_crop,
     hash_files,
     image_seed,
     list_entries,
     make_read_fn,
-    read_or_reason,
 )
 
 
@@ -74,9 +72,8 @@ def test_a_broken_image_has_a_reason(tmp_path):
         cv2.imwrite(str(tmp_path / folder / "a.png"), draw_photo(0, *sides))
     config = config_of(gt=tmp_path / "gt", lr=tmp_path / "lq")
     (entry,) = list_entries(config.eval)
-    broken = read_or_reason(make_read_fn(config), entry)
-    assert isinstance(broken, Broken)
-    assert "60x64 pixels" in broken.reason and "would be 64x64" in broken.reason
+    with pytest.raises(ValueError, match="60x64 pixels.* would be 64x64"):
+        make_read_fn(config)(entry)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 40), (15, 64)])
@@ -84,9 +81,8 @@ def test_a_ground_truth_too_small_to_be_degraded_is_broken(tmp_path, height, wid
     cv2.imwrite(str(tmp_path / "a.png"), draw_photo(0, height, width))
     config = config_of(gt=tmp_path, lr="")
     (entry,) = list_entries(config.eval)
-    broken = read_or_reason(make_read_fn(config), entry)
-    assert isinstance(broken, Broken)
-    assert "a.png' has" in broken.reason and "but 16 are the least" in broken.reason
+    with pytest.raises(ValueError, match="a.png' has .* but 16 are the least"):
+        make_read_fn(config)(entry)
 
 
 def test_an_image_too_large_for_memory_is_broken(tmp_path, monkeypatch):
@@ -94,11 +90,10 @@ def test_an_image_too_large_for_memory_is_broken(tmp_path, monkeypatch):
     for name, height in (("a", 20), ("b", 21)):
         cv2.imwrite(str(tmp_path / f"{name}.png"), draw_photo(0, height, 30))
     config = config_of(gt="", lr=tmp_path)
-    whole, broken = (
-        read_or_reason(make_read_fn(config), entry) for entry in list_entries(config.eval)
-    )
-    assert whole.lr.shape == (20, 30, 3)
-    assert "b.png' makes 30x21 low-resolution pixels, more than the 600" in broken.reason
+    whole, broken = list_entries(config.eval)
+    assert make_read_fn(config)(whole).lr.shape == (20, 30, 3)
+    with pytest.raises(ValueError, match="b.png' makes 30x21 low-resolution pixels, more than the"):
+        make_read_fn(config)(broken)
 
 
 def test_a_folder_without_images_is_named_with_where_to_get_them(tmp_path):

@@ -37,6 +37,7 @@ from upsr_jax.train.config import check_config
 from upsr_jax.train.evaluate import evaluate
 from upsr_jax.train.sharding import create_mesh, make_gather_fn
 from upsr_jax.upscale import upscaler as upscaler_module
+from upsr_jax.upscale.restore import Sampling
 from upsr_jax.upscale.tiles import noise_window
 from upsr_jax.weights.model_folder import load_model, save_model
 from upsr_jax.weights.published import load_lpips_alex

@@ -6,7 +6,7 @@ import pytest
 from golden import golden
 from scipy.special import gamma
 
-from upsr_jax.evaluation.measure import load_pristine_model
+from upsr_jax.evaluation.metric_list import load_pristine_model
 from upsr_jax.metrics.niqe import BLOCK, fit_asymmetric, halve, niqe, normalized
 from upsr_jax.ops import bicubic_upsample
 

@@ -8,7 +8,7 @@ import pytest
 from tiny_model import save_tiny_model
 
 from configs import tiny
-from upsr_jax.evaluation.measure import load_pristine_model
+from upsr_jax.evaluation.metric_list import load_pristine_model
 from upsr_jax.weights.model_folder import load_model, load_networks, save_model
 from upsr_jax.weights.published import load_lpips_alex, load_lpips_vgg
 
