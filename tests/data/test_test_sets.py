@@ -72,7 +72,7 @@ def test_a_broken_image_has_a_reason(tmp_path):
         cv2.imwrite(str(tmp_path / folder / "a.png"), draw_photo(0, *sides))
     config = config_of(gt=tmp_path / "gt", lr=tmp_path / "lq")
     (entry,) = list_entries(config.eval)
-    with pytest.raises(ValueError, match="60x64 pixels.* would be 64x64"):
+    with pytest.raises(ValueError, match=r"60x64 pixels.* would be 64x64"):
         make_read_fn(config)(entry)
 
 
@@ -81,7 +81,7 @@ def test_a_ground_truth_too_small_to_be_degraded_is_broken(tmp_path, height, wid
     cv2.imwrite(str(tmp_path / "a.png"), draw_photo(0, height, width))
     config = config_of(gt=tmp_path, lr="")
     (entry,) = list_entries(config.eval)
-    with pytest.raises(ValueError, match="a.png' has .* but 16 are the least"):
+    with pytest.raises(ValueError, match=r"a\.png' has .* but 16 are the least"):
         make_read_fn(config)(entry)
 
 
@@ -92,7 +92,7 @@ def test_an_image_too_large_for_memory_is_broken(tmp_path, monkeypatch):
     config = config_of(gt="", lr=tmp_path)
     whole, broken = list_entries(config.eval)
     assert make_read_fn(config)(whole).lr.shape == (20, 30, 3)
-    with pytest.raises(ValueError, match="b.png' makes 30x21 low-resolution pixels, more than the"):
+    with pytest.raises(ValueError, match=r"b\.png' makes 30x21 low-resolution pixels, more"):
         make_read_fn(config)(broken)
 
 
