@@ -35,7 +35,7 @@ from upsr_jax.files.config_files import define_config_flag
 from upsr_jax.losses import draw_moves
 from upsr_jax.models.attention import SHIFT_REGIONS, relative_position_index
 from upsr_jax.models.build import apply, create_estimator
-from upsr_jax.models.lpips import SCALE, SHIFT, VGG16, conv_names
+from upsr_jax.models.lpips import MEANS, SPREADS, VGG16, conv_names
 from upsr_jax.models.swin_unet import timestep_embedding
 from upsr_jax.ops import pixel_unshuffle
 from upsr_jax.prior import make_prior
@@ -321,7 +321,7 @@ def move(image: Tensor, moves: Tensor) -> Tensor:
 
 def lpips_vgg(vgg: Params, image: Tensor, reference: Tensor, dtype: torch.dtype) -> Tensor:
     """Compute `lpips.LPIPS` on NCHW images, features in `dtype`; `reference` gets no gradient."""
-    shift, scale = (torch.tensor(x).view(1, 3, 1, 1) for x in (SHIFT, SCALE))
+    shift, scale = (torch.tensor(x).view(1, 3, 1, 1) for x in (MEANS, SPREADS))
 
     def features(x: Tensor) -> list[Tensor]:
         u = ((x - shift) / scale).to(dtype, memory_format=torch.channels_last)

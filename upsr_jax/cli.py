@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import tempfile
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -66,6 +67,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def prepare() -> None:
+    """Upscale photos, measure results, convert weights, describe a model."""
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in photos
 
 
 @app.command()

@@ -55,7 +55,7 @@ def test_a_failure_leaves_the_old_shard(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         records.write_shard(path, failing())
     assert path.read_text() == "old"
-    with pytest.raises(OSError, match=r"nowhere/a\.tmp' can't be written"):
+    with pytest.raises(OSError, match=r"No such file or directory: '.*nowhere/a'"):
         records.write_shard(tmp_path / "nowhere" / "a", RECORDS)
 
 

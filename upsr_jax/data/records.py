@@ -14,7 +14,7 @@ from typing import Any
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from upsr_jax.files.whole import file_sha256
+from upsr_jax.files.whole import file_sha256, whole_file
 
 FORMAT = "upsr_jax image records"
 
@@ -47,19 +47,18 @@ def write_shard(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
 
     Raises OSError where it can't be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
     count = 0
-    try:
-        # One record a group, as random access needs it; image files don't get smaller
-        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-        for record in records:
-            writer.write(record)
-            count += 1
-        writer.close()
-    except RuntimeError as error:
-        raise OSError(f"'{temporary}' can't be written: {error}") from error
-    sha256 = file_sha256(temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as file:
+        try:
+            # One record a group, as random access needs it; image files don't get smaller
+            writer = ArrayRecordWriter(file.name, "group_size:1,uncompressed")
+            for record in records:
+                writer.write(record)
+                count += 1
+            writer.close()
+        except RuntimeError as error:
+            raise OSError(f"'{path}' can't be written: {error}") from error
+        sha256 = file_sha256(Path(file.name))
     return {"count": count, "sha256": sha256}
 
 

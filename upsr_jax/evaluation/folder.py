@@ -52,9 +52,7 @@ def opened(out: Path, options: Mapping[str, Any], entries: Sequence[Entry]) -> I
 
 
 def _clean(out: Path, entries: Mapping[str, Entry]) -> None:
-    """Drop what a kill left half written, and the rows of images that have to be done again."""
-    for part in out.rglob(".upsr-*.part"):
-        part.unlink()
+    """Drop the rows of images that have to be done again."""
     for file in out.glob("rows*.jsonl"):
         rows = [row for row in _parse(file) if _is_kept(out, row, entries)]
         write_whole(file, "".join(json.dumps(row) + "\n" for row in rows).encode())

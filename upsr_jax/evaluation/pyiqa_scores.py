@@ -106,7 +106,7 @@ def measure(
         restored, _ = image_files(out, image)
         row = results["images"][image]
         try:
-            value = compare(metric, restored, row) if about["compares"] else metric(restored)
+            value = measure_pair(metric, restored, row) if about["compares"] else metric(restored)
         except Exception as error:  # a small or a lost image ends no mean over the others
             tqdm.write(f"{name} can't measure {image}: {describe(error)}")
             continue
@@ -117,7 +117,7 @@ def measure(
     write_json(out / SCORES, scores)
 
 
-def compare(metric: Callable[..., float], restored: Path, row: Mapping[str, Any]) -> float:
+def measure_pair(metric: Callable[..., float], restored: Path, row: Mapping[str, Any]) -> float:
     """Measure an image against its ground truth, or the centre of that which was degraded."""
     if row["lr"] is not None:
         return metric(restored, row["gt"])

@@ -46,6 +46,10 @@ def whole_file(path: Path, overwrite: bool = True) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         _publish(part, path, overwrite)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(part)):
+            error.filename = str(path)  # which says more than the temporary name, or none
+        raise
     finally:
         with suppress(OSError):
             part.unlink()

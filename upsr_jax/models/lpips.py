@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 from upsr_jax.models.remat import rematerialize
 from upsr_jax.ops import Sizes, blank_outside, mean_inside, window_count
 
-SHIFT = (-0.030, -0.088, -0.188)
-SCALE = (0.458, 0.448, 0.450)
+MEANS = (-0.030, -0.088, -0.188)
+SPREADS = (0.458, 0.448, 0.450)
 
 
 class Conv(NamedTuple):
@@ -109,7 +109,7 @@ class LPIPS(nn.Module):
     ) -> Float[Array, "b"]:
         """Compare features of images that have been checked."""
         accumulate = jnp.promote_types(image.dtype, jnp.float32)
-        shift, scale = (jnp.asarray([[[x]]], accumulate) for x in (SHIFT, SCALE))
+        shift, scale = (jnp.asarray([[[x]]], accumulate) for x in (MEANS, SPREADS))
         convs = [
             [
                 nn.Conv(

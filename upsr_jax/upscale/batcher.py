@@ -1,4 +1,4 @@
-"""Run tiles of several pictures in batches of one size, whoever handed them in."""
+"""Run tiles that several threads hand in, in batches of one size."""
 
 import threading
 from collections import deque
@@ -12,9 +12,10 @@ from jaxtyping import Float32, Shaped
 class TileBatcher:
     """Gather tiles from threads and run them `size` at once, all of one shape.
 
-    `run(lr, noise)` takes the stacked arrays of a batch and returns its results. There is no thread
-    for it: the first that waits for a tile runs a batch, be its own tile in it or not. So nobody
-    waits for a batch to fill while the device is idle, and while it is busy the next one fills.
+    `run(lr, noise)` takes the stacked arrays of a batch and returns its results. It is called by
+    whichever waiting thread finds the device free, and takes the tiles that are there by then, of
+    any thread. So the device never idles until a batch is full, and while it is busy the next batch
+    fills.
     """
 
     def __init__(self, run: Callable[[np.ndarray, np.ndarray], np.ndarray], size: int):

@@ -1,15 +1,14 @@
-"""Upscale many pictures: which of them, by which process, and what has been done before.
+"""Upscale many pictures: choose them, share them over processes, and skip what is done.
 
-A result holds a note of all that decided it, written with it in one step. So nothing is kept beside
-the results, and the same command goes on where it was ended, in whatever way: a result with the
-very note it would get now is there already, any other file is somebody else's.
+Each result carries a note, in its EXIF data, of everything that decided it. To go on after a stop
+or a kill, the same command compares the notes: a result whose note is the one it would write now is
+kept, and any other file in its place is never replaced without being asked.
 """
 
 import hashlib
 import os
 import sys
 import threading
-import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -29,7 +28,6 @@ from upsr_jax.files.photos import (
     count_pixels,
     read_note,
     read_photo,
-    without_limit,
 )
 from upsr_jax.files.whole import file_sha256, remove_parts
 from upsr_jax.files.write_photo import check_storable, write_image
@@ -155,8 +153,7 @@ def run_jobs(jobs: list[Job], upscaler: Upscaler, seed: int, overwrite: bool) ->
     # Twice the tiles that run at once, so that a batch fills while one runs; and those that read
     # and write.
     threads = min(len(jobs), 2 * upscaler.batch + (os.cpu_count() or 1))
-    with warnings.catch_warnings(), without_limit(), ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter("ignore")  # here, as a thread can't do it for itself alone
+    with ThreadPoolExecutor(threads) as pool:
         alone = len(jobs) == 1
         futures = {
             pool.submit(run_job, job, upscaler, seed, overwrite, room, alone): job for job in jobs
