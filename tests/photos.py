@@ -4,6 +4,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 
 def draw_photo(seed: int, height: int, width: int) -> np.ndarray:
@@ -15,6 +16,11 @@ def draw_photo(seed: int, height: int, width: int) -> np.ndarray:
         centre = generator.integers(0, (width, height)).tolist()
         cv2.circle(image, centre, min(height, width) // 8, colour, -1)
     return image
+
+
+def read(path: str | Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 def write_photos(folder: Path, count: int) -> Path:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import cv2
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 from photos import draw_photo
 from tiny_model import random_params
@@ -38,10 +37,6 @@ def write_pair(folder: Path, name: str, seed: int, height: int, width: int) -> N
         path = folder / kind / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), draw_photo(seed, scale * height, scale * width)[..., ::-1])
-
-
-def read(path) -> np.ndarray:
-    return cv2.imread(str(path))[..., ::-1]
 
 
 def write_set(folder: Path) -> ConfigDict:

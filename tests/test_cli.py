@@ -253,7 +253,7 @@ os.fsync = lambda descriptor: (print("writing", flush=True), time.sleep(60))
 write_image({str(tmp_path / "out" / "a.png")!r}, read_image({str(a)!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
-    assert process.stdout.readline() == b"writing\n"
+    assert process.stdout and process.stdout.readline() == b"writing\n"
     process.send_signal(signal.SIGKILL)
     process.communicate()
     (left,) = os.listdir(tmp_path / "out")

@@ -268,7 +268,7 @@ def test_too_many_bad_images_in_a_row_are_listed(tmp_path):
     for name in ("03.png", "04.png", "07.png"):
         damaged(tmp_path / name)
     source = open_source(str(tmp_path))
-    assert read_or_next(source, 0.1, 7).index == 8
+    assert read_or_next(source, 0.1, 7).number == 8
     with pytest.raises(ValueError, match=r"2 of 10 images are bad.*0\.1.*03\.png.*04\.png"):
         read_or_next(source, 0.1, 3)
 

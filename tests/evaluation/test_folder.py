@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
-from stand_in import changed, make_noisy_resize, read, write_pair, write_set
+from photos import read
+from stand_in import changed, make_noisy_resize, write_pair, write_set
 
 from upsr_jax.evaluation.run import evaluate_folders
 from upsr_jax.files.write_photo import write_image

@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 import sys
-from types import ModuleType
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,8 +36,8 @@ class Metric:
 @pytest.fixture
 def pyiqa(monkeypatch):
     """Install a stand-in with the metrics of `module.metrics`."""
-    module = ModuleType("pyiqa")
-    module.metrics = {"musiq": Metric({"a.png": 60.0, "b/c.png": 40.0}, "NR")}
+    metrics = {"musiq": Metric({"a.png": 60.0, "b/c.png": 40.0}, "NR")}
+    module = SimpleNamespace(metrics=metrics)
 
     def create_metric(name):
         assert name in module.metrics, f"Metric {name}\nnot implemented yet."

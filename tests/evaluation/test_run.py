@@ -1,5 +1,6 @@
 """Evaluation measures every image as a loop in NumPy does."""
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from photos import draw_photo
+from photos import draw_photo, read
 from scipy.signal import convolve2d
 from stand_in import (
     SEED,
@@ -18,13 +19,12 @@ from stand_in import (
     changed,
     enlarge,
     make_noisy_resize,
-    read,
     write_set,
 )
 from tiny_model import random_params
 
 from upsr_jax.data.test_sets import Example, image_seed
-from upsr_jax.evaluation.measure import create_upscaler, restore_all
+from upsr_jax.evaluation.measure import Measured, create_upscaler, restore_all
 from upsr_jax.evaluation.metric_list import METRICS, load_pristine_model
 from upsr_jax.evaluation.run import evaluate_folders
 from upsr_jax.evaluation.timing import Timing
@@ -103,8 +103,8 @@ def test_every_image_is_measured(config, results):
             "": expected_image(config, name),
             "bicubic_": (enlarge(2 * lr - 1) * 0.9 + 1) / 2,
         }
+        row = results["images"][name]
         for prefix, image in images.items():
-            row = results["images"][name]
             assert row[f"{prefix}psnr_y"] == pytest.approx(psnr_y(image, hr), abs=1e-3)
             assert row[f"{prefix}ssim_y"] == pytest.approx(ssim_y(image, hr), abs=1e-3)
             signed = [jnp.asarray(x[None] * 2 - 1, jnp.float32) for x in (image, hr)]
@@ -192,6 +192,7 @@ def test_without_ground_truth_no_image_waits_to_be_measured(config):
     timing = Timing()
     upscaler = create_upscaler(config, {}, "", timing)
     first = next(restore_all(upscaler, lambda example: example, examples(), config.eval, timing))
+    assert isinstance(first, Measured)
     assert first.restored.image.shape == (36, 36, 3)
     assert len(drawn) < 9
 
@@ -312,10 +313,10 @@ def test_sampling_options_reach_the_sampler(config, tmp_path, monkeypatch):
         return make_noisy_resize(config)
 
     monkeypatch.setattr(upscaler_module, "make_super_resolve", make_seen)
-    options = dict(steps=2, method="ancestral", min_noise=0.5, fidelity=0.25)
+    sampling = Sampling(steps=2, method="ancestral", min_noise=0.5, fidelity=0.25)
     folders = config.eval.model, config.eval.lr, None, tmp_path / "out"
-    protocol = evaluate_folders(*folders, sampling=Sampling(**options))["protocol"]
-    assert seen == options
+    protocol = evaluate_folders(*folders, sampling=sampling)["protocol"]
+    assert seen == dataclasses.asdict(sampling)
     assert (protocol["sampler"], protocol["steps"]) == ("ancestral", 2)
     assert (protocol["min_noise"], protocol["fidelity"]) == (0.5, 0.25)
 
@@ -324,6 +325,7 @@ def test_the_evaluator_of_training_gives_the_same_numbers(config, results):
     report = Evaluator(config, make_gather_fn(create_mesh(-1, 1)))(
         random_params(config), lambda: False
     )
+    assert report
     for name, row in report.rows.items():
         assert row == pytest.approx({key: results["images"][name][key] for key in row}, rel=1e-5)
     for metric, mean in report.means.items():

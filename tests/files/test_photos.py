@@ -192,7 +192,7 @@ def test_hidden_pixels_take_the_colour_of_visible_ones_nearby(tmp_path):
     rgba[:, 8:20] = 0, 255, 0, 0
     rgba[:, 20:, 3] = 1  # hardly visible, but it is
     for name in ("a.png", "a.tif", "a.webp"):
-        Image.fromarray(rgba).save(tmp_path / name, **dict(lossless=True, exact=True))
+        Image.fromarray(rgba).save(tmp_path / name, lossless=True, exact=True)
         found = read_rgb(tmp_path / name).astype(int)
         assert np.abs(found - (200, 100, 50)).max() <= 1
 
@@ -249,7 +249,7 @@ def animation():
     return file.getvalue()
 
 
-def encoded(format, pixels=RGB, **options):
+def encoded(format, pixels: np.ndarray = RGB, **options):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format, **options)
     return file.getvalue()

@@ -101,6 +101,8 @@ def test_two_processes_share_a_folder(folder, alone, tmp_path):
     counts = []
     for process_id, run in enumerate(runs):
         line = rf"process {process_id} of 2: (\d+) of \1 upscaled into {tmp_path}\n"
-        counts.append(int(re.fullmatch(line, run.stdout)[1]))  # and none of them earlier
+        match = re.fullmatch(line, run.stdout)
+        assert match, run.stdout
+        counts.append(int(match[1]))  # and none of them earlier
     assert min(counts) > 0 and sum(counts) == PICTURES
     assert files_of(tmp_path) == alone

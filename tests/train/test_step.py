@@ -1,5 +1,6 @@
 """One update: what it draws, that it learns, and that neither parts nor places change it."""
 
+import dataclasses
 from itertools import product
 
 import jax
@@ -78,7 +79,8 @@ def noise_loss(params, frozen, batch, keys):
 
 def test_every_step_seed_and_image_has_a_key_of_its_own():
     def loss(step: int, seed: int, *rows: float) -> float:
-        state = create_state({"w": jnp.ones(())}, optax.sgd(0.1)).replace(step=jnp.int32(step))
+        state = create_state({"w": jnp.ones(())}, optax.sgd(0.1))
+        state = dataclasses.replace(state, step=jnp.int32(step))
         return float(make_step(noise_loss, seed=seed)(state, {}, batch_of(*rows))[1]["loss"])
 
     assert loss(7, 0, 1.0) == loss(7, 0, 1.0)
