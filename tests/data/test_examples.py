@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+from photos import save
 
 from configs.degradations import real_esrgan
 from upsr_jax.data.degradation.host import sharpen, to_bytes, to_unit
@@ -70,8 +71,7 @@ def test_unfit_pairs_are_named_and_passed_over(tmp_path):
     sizes = [(64, 64, 16, 16), (40, 64, 10, 16), (64, 64, 16, 15), (48, 52, 12, 13)]
     for i, sides in enumerate(sizes):
         for folder, size in (("gt", sides[:2]), ("lq", sides[2:])):
-            (tmp_path / folder).mkdir(exist_ok=True)
-            cv2.imwrite(str(tmp_path / folder / f"{i}.png"), coordinates(*size))
+            save(tmp_path / folder / f"{i}.png", coordinates(*size))
     source = open_pairs(str(tmp_path / "gt"), str(tmp_path / "lq"))
 
     def make(index, max_bad_fraction=0.5):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from evaluation_folder import write_evaluation
+from photos import photo
 
 from upsr_jax.evaluation.pyiqa_scores import score, with_scores
 from upsr_jax.evaluation.report import compare
@@ -82,7 +83,7 @@ def test_where_it_was_degraded_the_centre_of_the_ground_truth_is_compared(tmp_pa
     results = json.loads(file.read_text())
     results["images"]["a"]["lr"] = None
     file.write_text(json.dumps(results))
-    whole = np.random.default_rng(0).integers(0, 256, (71, 80, 3), np.uint8)
+    whole = photo(71, 80)
     write_image(tmp_path / "gt" / "a.png", whole, overwrite=True)
     score(tmp_path, ["dists"])
     np.testing.assert_array_equal(metric.pictures, [whole[3:67, 8:72]])

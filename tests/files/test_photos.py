@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from photos import photo
 from PIL import Image, ImageCms, PngImagePlugin
 from profiles import grey_profile, rgb_profile, srgb_of
 
@@ -26,7 +27,7 @@ from upsr_jax.files.write_photo import write_image
 
 PHOTOS = Path(__file__).parents[2] / "upsr_jax" / "assets" / "photos"
 
-RGB = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+RGB = photo(12, 20)
 
 
 def png_chunk(kind, data):
