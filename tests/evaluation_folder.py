@@ -1,6 +1,7 @@
 """Write a small evaluation, its pictures of one colour each, for tests of the reports."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ LR, RESTORED, TRUTH = (200, 30, 30), (30, 180, 30), (30, 30, 200)  # red, green,
 
 
 def write_evaluation(
-    out: Path, images: dict[str, dict[str, float | None]], pictures: bool = True, **changes: Any
+    out: Path,
+    images: Mapping[str, Mapping[str, float | None]],
+    pictures: bool = True,
+    **changes: Any,
 ) -> None:
     """Write results.json for images and their metric values; `changes` go into it as they are."""
     keys = list(dict.fromkeys(key for row in images.values() for key in row))
     means = {}
     for metric in keys:
-        values = [row[metric] for row in images.values() if row.get(metric) is not None]
+        values = [x for row in images.values() if (x := row.get(metric)) is not None]
         ends = {"low": min(values), "high": max(values)}
         means[metric] = {"mean": float(np.mean(values)), **ends, "images": len(values)}
     results = {

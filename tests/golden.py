@@ -7,6 +7,7 @@ compare them with `thin_image` and `thin_gradient` of one's own.
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 from einops import rearrange
 from goldens.seeded_weights import seeded_normal, seeded_state_dict
@@ -41,7 +42,7 @@ def nhwc(x: np.ndarray) -> np.ndarray:
     return rearrange(x, "b c h w -> b h w c").astype(np.float64)
 
 
-def thin_image(x: np.ndarray) -> np.ndarray:
+def thin_image(x: np.ndarray | jax.Array) -> np.ndarray:
     """Keep every third row and column of a batch in our layout."""
     return np.asarray(x)[:, ::3, ::3]
 

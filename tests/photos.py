@@ -1,9 +1,11 @@
-"""Photographs of a kind, for tests of training and evaluation."""
+"""Pictures for tests: drawn, written and read."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
 
 def draw_photo(seed: int, height: int, width: int) -> np.ndarray:
@@ -17,9 +19,33 @@ def draw_photo(seed: int, height: int, width: int) -> np.ndarray:
     return image
 
 
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Draw every pixel on its own, uint8 [h, w, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+SMALL = photo(8, 8)
+
+
+def enlarge(image: Any) -> Any:
+    """Repeat every pixel of an image, or of a batch of them, 4 x 4 times."""
+    return image.repeat(4, axis=-3).repeat(4, axis=-2)
+
+
+def save(path: Path, pixels: np.ndarray = SMALL, **options: Any) -> Path:
+    """Write a picture, in a folder that need not be there yet, and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def read(path: str | Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
 def write_photos(folder: Path, count: int) -> Path:
     """Write photographs of 80 x 100 pixels and return their folder."""
-    folder.mkdir(parents=True)
     for i in range(count):
-        cv2.imwrite(str(folder / f"{i}.png"), draw_photo(i, 80, 100)[..., ::-1])
+        save(folder / f"{i}.png", draw_photo(i, 80, 100))
     return folder

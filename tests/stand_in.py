@@ -1,12 +1,11 @@
-"""A set to evaluate on, and a cheap stand-in for the networks."""
+"""Cheap stand-ins for the networks, and a set to evaluate on."""
 
 from pathlib import Path
+from typing import Any
 
-import cv2
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
-from photos import draw_photo
+from photos import draw_photo, enlarge, save
 from tiny_model import random_params
 
 from configs import tiny
@@ -18,8 +17,13 @@ SIZES = {"a/x": (20, 24), "b/x": (16, 16), "large": (150, 50)}
 SEED = 3
 
 
-def enlarge(image):
-    return image.repeat(4, axis=-3).repeat(4, axis=-2)
+def restoration(image: Any) -> Restoration:
+    return Restoration(image, image, image, image)
+
+
+def repeat(params, lr, noise) -> Restoration:
+    """Repeat each pixel: a model that sees nothing around a pixel and no noise."""
+    return restoration(enlarge(lr))
 
 
 def make_noisy_resize(config: ConfigDict, fidelity: float = 0.0):
@@ -35,13 +39,7 @@ def make_noisy_resize(config: ConfigDict, fidelity: float = 0.0):
 
 def write_pair(folder: Path, name: str, seed: int, height: int, width: int) -> None:
     for kind, scale in (("gt", 4), ("lq", 1)):
-        path = folder / kind / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), draw_photo(seed, scale * height, scale * width)[..., ::-1])
-
-
-def read(path) -> np.ndarray:
-    return cv2.imread(str(path))[..., ::-1]
+        save(folder / kind / f"{name}.png", draw_photo(seed, scale * height, scale * width))
 
 
 def write_set(folder: Path) -> ConfigDict:
@@ -57,9 +55,3 @@ def write_set(folder: Path) -> ConfigDict:
     config.train.keep_best = "lpips_alex"
     save_model(model, config, random_params(config))
     return config.lock()
-
-
-def changed(config: ConfigDict, **settings) -> ConfigDict:
-    config = config.copy_and_resolve_references().unlock()
-    config.eval.update(**settings)
-    return config

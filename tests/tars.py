@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from typing import Literal
 
 
 def add(tar, name, data, **attributes):
@@ -12,7 +13,7 @@ def add(tar, name, data, **attributes):
     tar.addfile(info, io.BytesIO(data))
 
 
-def make_tar(files, mode="w"):
+def make_tar(files, mode: Literal["w", "w:gz"] = "w"):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=mode) as tar:
         for name, data in files.items():

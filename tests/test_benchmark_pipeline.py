@@ -28,7 +28,7 @@ def test_stages_add_up_and_cores_follow_from_them():
     assert all(milliseconds > 0 for milliseconds in times.values())
     assert sum(times.values()) == pytest.approx(total, abs=0.05)
     rates, cores = (
-        [float(word) for word in re.search(rf"^  {line} +(.+)$", run.stdout, re.M)[1].split()]
+        [float(word) for word in re.findall(rf"^  {line} +(.+)$", run.stdout, re.M)[0].split()]
         for line in ("images a second", "cores for them")
     )
     assert rates == [50, 100, 200, 500, 1000]

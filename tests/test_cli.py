@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from photos import enlarge, photo, read, save
+from stand_in import restoration
 from tiny_model import save_tiny_model
 from typer.testing import CliRunner
 
@@ -19,35 +20,13 @@ from upsr_jax.cli import Method, app
 from upsr_jax.files import whole
 from upsr_jax.sampler import METHODS
 from upsr_jax.upscale import upscaler
-from upsr_jax.upscale.restore import Restoration
 
 ROOT = Path(__file__).parent.parent
 
 
-def photo(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def save(path, pixels):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def read(path):
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
-def enlarge(image):
-    return image.repeat(4, axis=0).repeat(4, axis=1)
-
-
-def repeat(params, lr, noise):
+def repeat_unless_black(params, lr, noise):
     """Repeat each pixel, or give NaN for pictures that are black at the corner."""
-    image = lr.repeat(4, axis=1).repeat(4, axis=2)
-    image = np.where(lr[:, :1, :1] == -1, np.nan, image)
-    return Restoration(image, image, image, image)
+    return restoration(np.where(lr[:, :1, :1] == -1, np.nan, enlarge(lr)))
 
 
 @pytest.fixture
@@ -55,7 +34,7 @@ def run(monkeypatch):
     """Run `upsr` with a model that repeats pixels; give exit code, output and errors."""
 
     def from_pretrained(folder, tile, **options):
-        return upscaler.Upscaler(repeat, {}, tile, recipe=options)
+        return upscaler.Upscaler(repeat_unless_black, {}, tile, recipe=options)
 
     monkeypatch.setattr(upscaler.Upscaler, "from_pretrained", from_pretrained)
     monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
@@ -253,7 +232,7 @@ os.fsync = lambda descriptor: (print("writing", flush=True), time.sleep(60))
 write_image({str(tmp_path / "out" / "a.png")!r}, read_image({str(a)!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
-    assert process.stdout.readline() == b"writing\n"
+    assert process.stdout and process.stdout.readline() == b"writing\n"
     process.send_signal(signal.SIGKILL)
     process.communicate()
     (left,) = os.listdir(tmp_path / "out")
@@ -283,7 +262,7 @@ def test_a_bad_tile_is_refused_in_one_line(tmp_path, run):
     a = save(tmp_path / "a.png", photo(5, 7))
     result = run("upscale", a, "--out", tmp_path / "out", "--tile", "100")
     assert result.exit_code == 2
-    assert result.stderr == "upsr: tile is 100, but must be a multiple of 64.\n"
+    assert result.stderr == "upsr: tile is 100, but must be a multiple of 64 above the overlap, 32\n"
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
@@ -297,7 +276,7 @@ def test_sampling_options_reach_the_model(tmp_path, monkeypatch):
 
     def from_pretrained(folder, tile, **options):
         given.append(options)
-        return upscaler.Upscaler(repeat, {}, tile)
+        return upscaler.Upscaler(repeat_unless_black, {}, tile)
 
     monkeypatch.setattr(upscaler.Upscaler, "from_pretrained", from_pretrained)
     monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)

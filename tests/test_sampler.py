@@ -1,5 +1,7 @@
 """The sampling loop with denoisers simple enough to follow by hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +64,7 @@ METHODS = [("ddim", None), ("ancestral", step_noise_fn), ("one_step", None)]
 @pytest.mark.parametrize(("method", "noise_fn"), METHODS)
 def test_an_oracle_is_returned_exactly(method, noise_fn):
     x_0 = jax.random.uniform(jax.random.key(4), SHAPE, minval=-1, maxval=1)
-    run = jax.jit(lambda *args: sample(RELEASED, lambda *_: x_0, *args, method, noise_fn))
+    run = jax.jit(partial(sample, RELEASED, lambda *_: x_0, method=method, step_noise_fn=noise_fn))
     result = run(create_prior(), create_noise())
     np.testing.assert_array_equal(result, x_0)
 

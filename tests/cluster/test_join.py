@@ -74,7 +74,7 @@ def test_given_settings_come_before_those_of_slurm():
 )
 def test_wrong_settings_end_in_one_sentence(given, sentence):
     with pytest.raises(ValueError, match=sentence):
-        read_settings(*given, {})
+        read_settings(*given, environment={})
 
 
 def test_an_unreadable_slurm_node_list_asks_for_the_coordinator():

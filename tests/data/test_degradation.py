@@ -1,4 +1,5 @@
 import io
+from typing import Any
 
 import cv2
 import numpy as np
@@ -104,9 +105,9 @@ def test_gaussian_noise_equals_golden(case):
     noise = seeded(*(("gray_noise", (2, 1, 128, 128)) if is_gray else ("noise", (2, 3, 128, 128))))
 
     class Scripted(np.random.Generator):
-        def standard_normal(self, shape, dtype):
-            assert shape == (128, 128, noise.shape[1])
-            return nhwc(noise)[case].astype(dtype)
+        def standard_normal(self, *size: Any, **options: Any) -> Any:
+            assert size == ((128, 128, noise.shape[1]),)
+            return nhwc(noise)[case].astype(options["dtype"])
 
     sigma = float(GOLDEN["gaussian/sigma"][case])
     actual = random_noise(
@@ -140,7 +141,7 @@ def test_poisson_noise_counts_photons(distinct, photons):
 
 
 def test_gray_poisson_noise_is_that_of_the_luma():
-    image = np.full((128, 128, 3), np.float32([0.6, 0.5, 0.2]))
+    image = np.full((128, 128, 3), (0.6, 0.5, 0.2), np.float32)
     noisy = random_noise(
         np.random.default_rng(0),
         image,
@@ -157,9 +158,10 @@ def test_gray_poisson_noise_is_that_of_the_luma():
 
 
 def test_noise_is_clipped():
-    noise = dict(sigma=(30.0, 30.0), poisson_scale=(3.0, 3.0), gray_prob=0.0)
     for prob in (0.0, 1.0):
-        noisy = random_noise(np.random.default_rng(0), IMAGES[0], gaussian_prob=prob, **noise)
+        noisy = random_noise(
+            np.random.default_rng(0), IMAGES[0], prob, (30.0, 30.0), (3.0, 3.0), 0.0
+        )
         assert noisy.min() == 0
         assert noisy.max() == 1
 
@@ -287,9 +289,10 @@ def test_random_noise_follows_its_probabilities(monkeypatch):
     kinds = []
 
     class Recording(np.random.Generator):
-        def standard_normal(self, shape, dtype):
-            kinds.append(("gaussian", shape[-1]))
-            return np.zeros(shape, dtype)
+        def standard_normal(self, *size: Any, **options: Any) -> Any:
+            noise = np.zeros(*size, **options)
+            kinds.append(("gaussian", noise.shape[-1]))
+            return noise
 
     def record(rng, image):
         kinds.append(("poisson", image.shape[-1]))

@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+from photos import save
 
 from configs.degradations import real_esrgan
 from upsr_jax.data.degradation.host import sharpen, to_bytes, to_unit
@@ -70,17 +71,16 @@ def test_unfit_pairs_are_named_and_passed_over(tmp_path):
     sizes = [(64, 64, 16, 16), (40, 64, 10, 16), (64, 64, 16, 15), (48, 52, 12, 13)]
     for i, sides in enumerate(sizes):
         for folder, size in (("gt", sides[:2]), ("lq", sides[2:])):
-            (tmp_path / folder).mkdir(exist_ok=True)
-            cv2.imwrite(str(tmp_path / folder / f"{i}.png"), coordinates(*size))
+            save(tmp_path / folder / f"{i}.png", coordinates(*size))
     source = open_pairs(str(tmp_path / "gt"), str(tmp_path / "lq"))
 
     def make(index, max_bad_fraction=0.5):
         place = Place(0, 0, index)
         return make_example(source, max_bad_fraction, 0, 48, (1.0, 1.0), 0.0, False, {}, place)
 
-    assert (make(0).index, make(0).rejected) == (0, [])
+    assert (make(0).number, make(0).rejected) == (0, [])
     example = make(1)
-    assert (example.index, example.pair.hr.shape) == (3, (48, 48, 3))
+    assert (example.number, example.pair.hr.shape) == (3, (48, 48, 3))
     small, skewed = example.rejected
     assert small == f"'{tmp_path}/gt/1.png' has 64x40 pixels, under crop_size = 48."
     assert f"'{tmp_path}/gt/2.png' has 64x64 pixels, but 4 times" in skewed
@@ -90,7 +90,7 @@ def test_unfit_pairs_are_named_and_passed_over(tmp_path):
 
 def test_use_sharp_sharpens_the_ground_truth():
     noise = np.random.default_rng(0).random((16, 16, 3), np.float32)
-    photo = np.uint8(255 * cv2.resize(noise, (64, 64)))
+    photo = (255 * cv2.resize(noise, (64, 64))).astype(np.uint8)
     plain, sharp = (
         cropped(np.random.default_rng(0), photo, 64, use_sharp=use_sharp)
         for use_sharp in (False, True)

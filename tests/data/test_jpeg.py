@@ -22,9 +22,9 @@ def test_equals_golden(dtype):
 
 @pytest.mark.parametrize("quality", [30, 60, 95])
 def test_loses_about_as_much_as_libjpeg(quality):
-    image = np.uint8(IMAGES[0, :96, :80] * 255)
+    image = (IMAGES[0, :96, :80] * 255).astype(np.uint8)
     _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    real = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) / 255
+    real = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)) / 255
     unit = jnp.asarray(image[np.newaxis] / 255, jnp.float32)
     simulated = simulate_jpeg(unit, jnp.asarray([quality], jnp.float32))
     expected = np.square(real - image / 255).mean()

@@ -1,3 +1,4 @@
+import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image
+from photos import enlarge, read, save
 from test_records import write_folder
 
 from configs.degradations import real_esrgan
@@ -17,14 +18,14 @@ BATCH = 4
 
 def smooth_image(seed, height, width):
     noise = np.random.default_rng(seed).random((height // 4, width // 4, 3), np.float32)
-    return np.uint8(255 * cv2.resize(noise, (width, height)))
+    return (255 * cv2.resize(noise, (width, height))).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     for i in range(FILES):
-        Image.fromarray(smooth_image(i, 40 + 4 * i, 72)).save(folder / f"{i}.png")
+        save(folder / f"{i}.png", smooth_image(i, 40 + 4 * i, 72))
     return str(folder)
 
 
@@ -39,12 +40,10 @@ def packed(folder, tmp_path_factory):
 def pair_folders(tmp_path_factory):
     """Write pairs whose low-resolution image is every fourth pixel of the ground truth."""
     root = tmp_path_factory.mktemp("pairs")
-    (root / "hr").mkdir()
-    (root / "lr").mkdir()
     for i in range(FILES):
-        hr = smooth_image(i, 64, 80)
-        Image.fromarray(hr.repeat(4, 0).repeat(4, 1)).save(root / "hr" / f"{i}.png")
-        Image.fromarray(hr).save(root / "lr" / f"{i}.png")
+        lr = smooth_image(i, 64, 80)
+        save(root / "hr" / f"{i}.png", enlarge(lr))
+        save(root / "lr" / f"{i}.png", lr)
     return str(root / "hr"), str(root / "lr")
 
 
@@ -136,7 +135,7 @@ def test_another_seed_changes_the_order(folder):
 
 
 def test_seed_step_and_row_change_the_draws(tmp_path):
-    Image.fromarray(smooth_image(0, 64, 64)).save(tmp_path / "only.png")
+    save(tmp_path / "only.png", smooth_image(0, 64, 64))
     data = data_config(str(tmp_path))
     examples = [x for seed in (3, 4) for batch in batches(data, 3, seed=seed) for x in batch["lr"]]
     assert len({example.tobytes() for example in examples}) == 2 * 3 * BATCH
@@ -156,7 +155,7 @@ def test_index_names_the_file_behind_an_example(folder):
     data = data_config(folder)
     for batch in batches(data, 3):
         for hr, name in zip(batch["hr"], example_names(data, batch["index"]), strict=True):
-            photo = np.asarray(Image.open(name)).reshape(-1, 3)
+            photo = read(name).reshape(-1, 3)
             pixels = np.unique(((hr + 1) / 2 * 255).round().astype(np.uint8).reshape(-1, 3), axis=0)
             assert {tuple(pixel) for pixel in pixels} <= {tuple(pixel) for pixel in photo}
 
@@ -177,7 +176,7 @@ def test_index_counts_through_a_mixture(folder, packed):
 @pytest.fixture
 def folder_with_a_bad_file(folder, tmp_path):
     for i in range(FILES):
-        Image.open(f"{folder}/{i}.png").save(tmp_path / f"{i}.png")
+        shutil.copy(f"{folder}/{i}.png", tmp_path)
     data = (tmp_path / "5.png").read_bytes()
     (tmp_path / "5.png").write_bytes(data[: len(data) // 2])
     return str(tmp_path)
@@ -248,7 +247,7 @@ def test_pairs_are_cropped_alike(pair_folders):
     data = data_config(None, folders=(), pairs=pair_folders)
     corners = set()
     for batch in batches(data, 8):
-        np.testing.assert_array_equal(batch["hr"], batch["lr"].repeat(4, axis=1).repeat(4, axis=2))
+        np.testing.assert_array_equal(batch["hr"], enlarge(batch["lr"]))
         corners |= {tuple(lr[0, 0]) for lr in batch["lr"]}
     assert len(corners) > FILES
 

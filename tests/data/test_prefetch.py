@@ -121,6 +121,7 @@ def program(tmp_path):
         start_new_session=True,
     )
     with process:
+        assert process.stdout
         workers = [int(word) for word in process.stdout.readline().split()]
         assert len(workers) == 2
         yield process, workers

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from photos import save
 from PIL import Image
 from profiles import ADOBE_RGB, DISPLAY_P3, PROPHOTO, grey_profile, rgb_profile, srgb_of
 from test_records import write_folder
@@ -23,11 +24,9 @@ SMOOTH = cv2.resize(RGB[:3, :2], (16, 24), interpolation=cv2.INTER_LINEAR)
 ALPHA = np.full((24, 16), 255, np.uint8)
 ALPHA[:, 8:10], ALPHA[:, 10:] = 128, 0
 COLOUR = np.full((24, 16, 3), (200, 100, 50), np.uint8)
-HALF_HIDDEN = np.dstack([np.where(ALPHA[..., None] == 0, np.uint8((0, 255, 0)), COLOUR), ALPHA])
-
-
-def save(path, pixels, **options):
-    Image.fromarray(pixels).save(path, **options)
+HALF_HIDDEN = np.dstack(
+    [np.where(ALPHA[..., None] == 0, np.array((0, 255, 0), np.uint8), COLOUR), ALPHA]
+)
 
 
 def save_16_bits(path, pixels):

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from photos import photo, save
 from PIL import Image
 from test_records import write_folder
 
@@ -19,13 +20,7 @@ from upsr_jax.data.sources import (
 )
 from upsr_jax.files.photos import ImageError, read_rgb
 
-RGB = np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8)
-
-
-def save(path: Path, array: np.ndarray = RGB, **options) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **options)
-    return str(path)
+RGB = photo(24, 16)
 
 
 def test_images_are_listed_recursively_and_sorted(tmp_path):
@@ -48,7 +43,7 @@ def test_a_folder_without_images_says_what_to_do(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
 def test_colours_are_read_in_order(tmp_path, suffix):
-    np.testing.assert_array_equal(read_rgb(save(tmp_path / f"a.{suffix}")), RGB)
+    np.testing.assert_array_equal(read_rgb(save(tmp_path / f"a.{suffix}", RGB)), RGB)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
@@ -80,7 +75,7 @@ def test_photographs_are_turned_upright(tmp_path):
 
 def damaged(path: Path) -> str:
     """Write a file that begins like an image."""
-    data = Path(save(path)).read_bytes()
+    data = save(path).read_bytes()
     path.write_bytes(data[: len(data) // 2])
     return str(path)
 
@@ -96,7 +91,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 def test_pairs_are_matched_by_name(tmp_path):
     for name in ("b", "a", "sub/c"):
-        save(tmp_path / "hr" / f"{name}.png")
+        save(tmp_path / "hr" / f"{name}.png", RGB)
         save(tmp_path / "lr" / f"{name}.jpg", RGB[:6, :4])
     hr, lr = str(tmp_path / "hr"), str(tmp_path / "lr")
     pairs = list_pairs(hr, lr)
@@ -142,7 +137,7 @@ def shifted(shift: int) -> np.ndarray:
 
 
 def save_series(folder: Path, shifts: range) -> list[str]:
-    return [save(folder / f"{shift:02}.png", shifted(shift)) for shift in shifts]
+    return [str(save(folder / f"{shift:02}.png", shifted(shift))) for shift in shifts]
 
 
 def pack(folder: Path, *shards: list[str]) -> str:
@@ -192,7 +187,7 @@ def test_records_are_a_source(tmp_path):
 
 
 def test_two_folders_of_pairs_are_a_source(tmp_path):
-    hr = [save(tmp_path / "hr" / f"{i}.png", shifted(i)) for i in range(3)]
+    hr = [str(save(tmp_path / "hr" / f"{i}.png", shifted(i))) for i in range(3)]
     for i in range(3):
         save(tmp_path / "lr" / f"{i}.png", shifted(i)[:6, :4])
     source = open_pairs(str(tmp_path / "hr"), str(tmp_path / "lr"))
@@ -219,7 +214,7 @@ def test_a_damaged_record_is_named(tmp_path):
     folder = pack(tmp_path / "packed", save_series(tmp_path / "photos", range(5)))
     shard = Path(folder) / "0.array_record"
     data = bytearray(shard.read_bytes())
-    place = data.find(Path(save(tmp_path / "2.png", shifted(2))).read_bytes()[60:])
+    place = data.find(save(tmp_path / "2.png", shifted(2)).read_bytes()[60:])
     data[place + 100] ^= 1  # one bit
     shard.write_bytes(data)
     source = open_source(folder)
@@ -268,7 +263,7 @@ def test_too_many_bad_images_in_a_row_are_listed(tmp_path):
     for name in ("03.png", "04.png", "07.png"):
         damaged(tmp_path / name)
     source = open_source(str(tmp_path))
-    assert read_or_next(source, 0.1, 7).index == 8
+    assert read_or_next(source, 0.1, 7).number == 8
     with pytest.raises(ValueError, match=r"2 of 10 images are bad.*0\.1.*03\.png.*04\.png"):
         read_or_next(source, 0.1, 3)
 

@@ -2,11 +2,10 @@
 
 import os
 
-import cv2
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from photos import draw_photo, write_photos
+from photos import draw_photo, save, write_photos
 
 from configs import tiny
 from upsr_jax.data import test_sets
@@ -52,9 +51,7 @@ def test_degraded_images_depend_on_seed_and_name_alone(tmp_path):
 def test_images_are_listed_by_name_and_limited(tmp_path):
     for folder in ("gt", "lq"):
         for name in ("b/x", "b", "a"):
-            path = tmp_path / folder / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), draw_photo(0, 16, 16))
+            save(tmp_path / folder / f"{name}.png")
     config = config_of(gt=tmp_path / "gt", lr=tmp_path / "lq")
     assert [entry.name for entry in list_entries(config.eval)] == ["a", "b", "b/x"]
     config.eval.max_images = 2
@@ -68,8 +65,7 @@ def test_images_are_listed_by_name_and_limited(tmp_path):
 
 def test_a_broken_image_has_a_reason(tmp_path):
     for folder, sides in (("gt", (64, 60)), ("lq", (16, 16))):
-        (tmp_path / folder).mkdir()
-        cv2.imwrite(str(tmp_path / folder / "a.png"), draw_photo(0, *sides))
+        save(tmp_path / folder / "a.png", draw_photo(0, *sides))
     config = config_of(gt=tmp_path / "gt", lr=tmp_path / "lq")
     (entry,) = list_entries(config.eval)
     with pytest.raises(ValueError, match=r"60x64 pixels.* would be 64x64"):
@@ -78,7 +74,7 @@ def test_a_broken_image_has_a_reason(tmp_path):
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 40), (15, 64)])
 def test_a_ground_truth_too_small_to_be_degraded_is_broken(tmp_path, height, width):
-    cv2.imwrite(str(tmp_path / "a.png"), draw_photo(0, height, width))
+    save(tmp_path / "a.png", draw_photo(0, height, width))
     config = config_of(gt=tmp_path, lr="")
     (entry,) = list_entries(config.eval)
     with pytest.raises(ValueError, match=r"a\.png' has .* but 16 are the least"):
@@ -88,7 +84,7 @@ def test_a_ground_truth_too_small_to_be_degraded_is_broken(tmp_path, height, wid
 def test_an_image_too_large_for_memory_is_broken(tmp_path, monkeypatch):
     monkeypatch.setattr(test_sets, "MAX_LR_PIXELS", 20 * 30)
     for name, height in (("a", 20), ("b", 21)):
-        cv2.imwrite(str(tmp_path / f"{name}.png"), draw_photo(0, height, 30))
+        save(tmp_path / f"{name}.png", draw_photo(0, height, 30))
     config = config_of(gt="", lr=tmp_path)
     whole, broken = list_entries(config.eval)
     assert make_read_fn(config)(whole).lr.shape == (20, 30, 3)
@@ -103,8 +99,7 @@ def test_a_folder_without_images_is_named_with_where_to_get_them(tmp_path):
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), draw_photo(0, 16, 16))
-    (tmp_path / "a.png").rename(tmp_path / os.fsdecode(b"a\xff.png"))
+    save(tmp_path / "a.png").rename(tmp_path / os.fsdecode(b"a\xff.png"))
     with pytest.raises(ValueError, match=r"image 'a\\udcff' is not UTF-8: rename it"):
         list_entries(config_of(gt="", lr=tmp_path).eval)
 

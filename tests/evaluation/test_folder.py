@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
-from stand_in import changed, make_noisy_resize, read, write_pair, write_set
+from photos import read
+from stand_in import make_noisy_resize, write_pair, write_set
+from tiny_model import changed
 
 from upsr_jax.evaluation.run import evaluate_folders
 from upsr_jax.files.write_photo import write_image
@@ -30,7 +32,7 @@ def no_networks():
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> ConfigDict:
-    return changed(write_set(tmp_path_factory.mktemp("pairs")), metrics=("psnr_y",)).lock()
+    return changed(write_set(tmp_path_factory.mktemp("pairs")), eval__metrics=("psnr_y",)).lock()
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def test_a_changed_image_is_done_again(config, tmp_path):
     folders = {kind: tmp_path / kind for kind in ("gt", "lq")}
     for kind, folder in folders.items():
         shutil.copytree(Path(config.eval.gt).with_name(kind), folder)
-    config = changed(config, gt=str(folders["gt"]), lr=str(folders["lq"]))
+    config = changed(config, eval__gt=str(folders["gt"]), eval__lr=str(folders["lq"]))
     before = evaluate(config, tmp_path)["images"]
     for kind, image in (("lq", "b/x.png"), ("gt", "large.png")):
         write_image(folders[kind] / image, 255 - read(folders[kind] / image), overwrite=True)
@@ -142,7 +144,7 @@ def test_results_among_the_images_are_refused(config, tmp_path, images, out):
 def test_other_options_are_refused(config, workdir, results):
     rows = (workdir / "evaluation" / "rows.jsonl").read_text()
     with pytest.raises(ValueError, match="was begun with seed = 3, and this would be 4: give"):
-        evaluate(changed(config, seed=4), workdir)
+        evaluate(changed(config, eval__seed=4), workdir)
     assert (workdir / "evaluation" / "rows.jsonl").read_text() == rows
 
 
@@ -152,10 +154,10 @@ def test_broken_images_are_listed_and_tried_again(config, tmp_path, capsys):
     broken = tmp_path / "lq" / "b.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:100])
-    config = changed(config, gt=str(tmp_path / "gt"), lr=str(tmp_path / "lq"))
+    config = changed(config, eval__gt=str(tmp_path / "gt"), eval__lr=str(tmp_path / "lq"))
     results = evaluate(config, tmp_path)
     assert list(results["images"]) == ["a", "c"] and list(results["broken"]) == ["b"]
-    assert "b.png' can't be decoded" in results["broken"]["b"]
+    assert "b.png: damaged or cut short" in results["broken"]["b"]
     assert (results["protocol"]["images"], results["protocol"]["broken images"]) == (2, 1)
     assert results["means"]["psnr_y"]["images"] == 2
     assert "b is broken: " in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from tiny_model import changed
 
 from configs import tiny
 from upsr_jax.evaluation.protocol import collect_settings, describe_protocol
@@ -9,9 +10,7 @@ from upsr_jax.evaluation.protocol import collect_settings, describe_protocol
 
 def protocol(metrics=("psnr_y",), **changes):
     """Describe the tiny setting, changed at paths such as `diffusion__kappa`."""
-    config = tiny.get_config()
-    config.eval.lr = ""
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    config = changed(tiny.get_config(), **{"eval__lr": "", **changes})
     return describe_protocol(collect_settings(config, {}, metrics))
 
 
@@ -38,8 +37,8 @@ def test_precision_of_products_changes_it():
     before = protocol()
     with jax.default_matmul_precision("highest"):
         after = protocol()
-    changed = [key for key in before if before[key] != after[key]]
-    assert changed == ["arithmetic"] and "highest" in after["arithmetic"]
+    found = [key for key in before if before[key] != after[key]]
+    assert found == ["arithmetic"] and "highest" in after["arithmetic"]
 
 
 def test_what_is_not_used_does_not_change_it():

@@ -3,11 +3,12 @@
 import importlib.metadata
 import json
 import sys
-from types import ModuleType
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from evaluation_folder import write_evaluation
+from photos import photo
 
 from upsr_jax.evaluation.pyiqa_scores import score, with_scores
 from upsr_jax.evaluation.report import compare
@@ -36,8 +37,8 @@ class Metric:
 @pytest.fixture
 def pyiqa(monkeypatch):
     """Install a stand-in with the metrics of `module.metrics`."""
-    module = ModuleType("pyiqa")
-    module.metrics = {"musiq": Metric({"a.png": 60.0, "b/c.png": 40.0}, "NR")}
+    metrics = {"musiq": Metric({"a.png": 60.0, "b/c.png": 40.0}, "NR")}
+    module = SimpleNamespace(metrics=metrics)
 
     def create_metric(name):
         assert name in module.metrics, f"Metric {name}\nnot implemented yet."
@@ -82,7 +83,7 @@ def test_where_it_was_degraded_the_centre_of_the_ground_truth_is_compared(tmp_pa
     results = json.loads(file.read_text())
     results["images"]["a"]["lr"] = None
     file.write_text(json.dumps(results))
-    whole = np.random.default_rng(0).integers(0, 256, (71, 80, 3), np.uint8)
+    whole = photo(71, 80)
     write_image(tmp_path / "gt" / "a.png", whole, overwrite=True)
     score(tmp_path, ["dists"])
     np.testing.assert_array_equal(metric.pictures, [whole[3:67, 8:72]])

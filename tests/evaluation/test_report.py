@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluation_folder import LR, RESTORED, TRUTH, plain, write_evaluation
+from photos import enlarge, photo
 from PIL import Image
 
 import upsr_jax
@@ -146,7 +147,7 @@ def test_markdown_shows_names_as_they_are():
 def test_tables_keep_their_columns():
     table = Table(["Name", "x|y"], [[Cell("a\nb"), Cell("1", "(2|3)", value=1.0)]])
     assert markdown_table(table) == "| Name | x\\|y |\n| --- | ---: |\n| a b | 1 (2\\|3) |\n"
-    html = PAGES.get_template("table.html").module.html_table(table, "sortable")
+    html = vars(PAGES.get_template("table.html").module)["html_table"](table, "sortable")
     assert 'data-value="1.0"' in html and html.count("<button") == 2
 
 
@@ -209,11 +210,10 @@ def test_the_page_says_that_it_shows_a_part(tmp_path):
 
 def test_large_pictures_are_cut_to_the_same_centre(tmp_path):
     size = SIDE // 4 + 51
-    lr = np.random.default_rng(0).integers(256, size=(size, size, 3), dtype=np.uint8)
+    lr = photo(size, size)
     write_evaluation(tmp_path, {"a": IMAGES["a"]})
     write_image(tmp_path / "lr" / "a.png", lr, overwrite=True)
-    enlarged = lr.repeat(4, axis=0).repeat(4, axis=1)
-    write_image(tmp_path / "images" / "a.png", enlarged, overwrite=True)
+    write_image(tmp_path / "images" / "a.png", enlarge(lr), overwrite=True)
     row = json.loads((tmp_path / "results.json").read_text())["images"]["a"]
     views, _ = load_views(tmp_path, "a", row)
     assert views["restored"].shape == views["bicubic"].shape == (SIDE, SIDE, 3)

@@ -1,5 +1,6 @@
 """Evaluation measures every image as a loop in NumPy does."""
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -10,21 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from photos import draw_photo
+from photos import draw_photo, enlarge, read
 from scipy.signal import convolve2d
-from stand_in import (
-    SEED,
-    SIZES,
-    changed,
-    enlarge,
-    make_noisy_resize,
-    read,
-    write_set,
-)
-from tiny_model import random_params
+from stand_in import SEED, SIZES, make_noisy_resize, write_set
+from tiny_model import changed, random_params
 
 from upsr_jax.data.test_sets import Example, image_seed
-from upsr_jax.evaluation.measure import create_upscaler, restore_all
+from upsr_jax.evaluation.measure import Measured, create_upscaler, restore_all
 from upsr_jax.evaluation.metric_list import METRICS, load_pristine_model
 from upsr_jax.evaluation.run import evaluate_folders
 from upsr_jax.evaluation.timing import Timing
@@ -103,8 +96,8 @@ def test_every_image_is_measured(config, results):
             "": expected_image(config, name),
             "bicubic_": (enlarge(2 * lr - 1) * 0.9 + 1) / 2,
         }
+        row = results["images"][name]
         for prefix, image in images.items():
-            row = results["images"][name]
             assert row[f"{prefix}psnr_y"] == pytest.approx(psnr_y(image, hr), abs=1e-3)
             assert row[f"{prefix}ssim_y"] == pytest.approx(ssim_y(image, hr), abs=1e-3)
             signed = [jnp.asarray(x[None] * 2 - 1, jnp.float32) for x in (image, hr)]
@@ -179,7 +172,7 @@ def test_the_table_is_printed(config, workdir, results, capsys):
 
 def test_without_ground_truth_no_image_waits_to_be_measured(config):
     """Sizes differ, but not the networks' shape: the first are there before all are drawn."""
-    config = changed(config, gt="")
+    config = changed(config, eval__gt="")
     sides = (9, 20, 40)
     drawn = []
 
@@ -192,6 +185,7 @@ def test_without_ground_truth_no_image_waits_to_be_measured(config):
     timing = Timing()
     upscaler = create_upscaler(config, {}, "", timing)
     first = next(restore_all(upscaler, lambda example: example, examples(), config.eval, timing))
+    assert isinstance(first, Measured)
     assert first.restored.image.shape == (36, 36, 3)
     assert len(drawn) < 9
 
@@ -202,7 +196,7 @@ def test_a_model_that_gives_nan_is_reported(config, tmp_path, monkeypatch):
         return lambda *inputs: restore(*inputs)._replace(image=jnp.nan * restore(*inputs).image)
 
     monkeypatch.setattr(upscaler_module, "make_super_resolve", make_nan)
-    results = evaluate(changed(config, metrics=("psnr_y",), max_images=1), tmp_path)
+    results = evaluate(changed(config, eval__metrics=("psnr_y",), eval__max_images=1), tmp_path)
     assert results["broken"] == {
         "a/x": "the model gave NaN or infinity in the tile at row 0, column 0; its weights may be "
         "damaged."
@@ -238,7 +232,7 @@ def test_an_image_that_memory_can_not_hold_is_reported(
         monkeypatch.setitem(METRICS, name, metric)
     else:
         monkeypatch.setattr(upscaler_module, name, function)
-    config = changed(config, metrics=("psnr_y",))
+    config = changed(config, eval__metrics=("psnr_y",))
     results = evaluate(config, tmp_path)
     assert list(results["images"]) == ["a/x", "b/x"]
     assert list(results["broken"]) == ["large"]
@@ -250,21 +244,21 @@ def test_an_image_that_memory_can_not_hold_is_reported(
 
 
 def test_fewer_images_than_there_are_is_said(config, tmp_path, results, capsys):
-    evaluate(changed(config, metrics=("psnr_y",), max_images=2), tmp_path)
+    evaluate(changed(config, eval__metrics=("psnr_y",), eval__max_images=2), tmp_path)
     assert "taken: 2 of 3 images (config.eval.max_images)" in capsys.readouterr().out.splitlines()
     assert "taken" not in results["protocol"]
 
 
 def test_results_name_files_so_that_they_are_found_from_anywhere(config, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(config.eval.lr).parent)
-    pair = changed(config, metrics=("psnr_y",), max_images=1, lr="lq", gt="gt")
-    row = evaluate(pair, tmp_path)["images"]["a/x"]
+    pairs = changed(config, eval__metrics=("psnr_y",), eval__lr="lq", eval__gt="gt")
+    pairs.eval.max_images = 1
+    row = evaluate(pairs, tmp_path)["images"]["a/x"]
     assert (row["lr"], row["gt"]) == (f"{config.eval.lr}/a/x.png", f"{config.eval.gt}/a/x.png")
 
 
 def test_a_model_of_another_diffusion_is_refused(config, tmp_path):
-    other = changed(config)
-    other.diffusion.kappa = 1.25
+    other = changed(config, diffusion__kappa=1.25)
     with pytest.raises(
         ValueError, match=r"model has another config\.diffusion: kappa 2.* of 1\.25$"
     ):
@@ -275,17 +269,17 @@ def test_a_model_that_learned_another_sampling_is_refused(config, tmp_path):
     stored, params = load_model(config.eval.model)
     stored.sampler.method = "one_step"
     save_model(tmp_path / "one_step", stored, params)
-    one_step = changed(config, model=str(tmp_path / "one_step"))
+    one_step = changed(config, eval__model=str(tmp_path / "one_step"))
     with pytest.raises(ValueError, match="one_step was trained to restore in one step and has not"):
         evaluate(one_step, tmp_path)
-    other = changed(config)
-    other.prior.un = 0.2
+    other = changed(config, prior__un=0.2)
     with pytest.raises(ValueError, match=r"prior\.un = 0\.1, not 0\.2: set it so"):
         evaluate(other, tmp_path)
 
 
 def test_results_go_where_they_are_wanted(config, tmp_path):
-    evaluate(changed(config, metrics=("psnr_y",), max_images=1), tmp_path / "run", tmp_path / "a")
+    config = changed(config, eval__metrics=("psnr_y",), eval__max_images=1)
+    evaluate(config, tmp_path / "run", tmp_path / "a")
     assert (tmp_path / "a" / "results.json").exists() and not (tmp_path / "run").exists()
 
 
@@ -312,10 +306,10 @@ def test_sampling_options_reach_the_sampler(config, tmp_path, monkeypatch):
         return make_noisy_resize(config)
 
     monkeypatch.setattr(upscaler_module, "make_super_resolve", make_seen)
-    options = dict(steps=2, method="ancestral", min_noise=0.5, fidelity=0.25)
+    sampling = Sampling(steps=2, method="ancestral", min_noise=0.5, fidelity=0.25)
     folders = config.eval.model, config.eval.lr, None, tmp_path / "out"
-    protocol = evaluate_folders(*folders, sampling=Sampling(**options))["protocol"]
-    assert seen == options
+    protocol = evaluate_folders(*folders, sampling=sampling)["protocol"]
+    assert seen == dataclasses.asdict(sampling)
     assert (protocol["sampler"], protocol["steps"]) == ("ancestral", 2)
     assert (protocol["min_noise"], protocol["fidelity"]) == (0.5, 0.25)
 
@@ -324,6 +318,7 @@ def test_the_evaluator_of_training_gives_the_same_numbers(config, results):
     report = Evaluator(config, make_gather_fn(create_mesh(-1, 1)))(
         random_params(config), lambda: False
     )
+    assert report
     for name, row in report.rows.items():
         assert row == pytest.approx({key: results["images"][name][key] for key in row}, rel=1e-5)
     for metric, mean in report.means.items():
@@ -340,7 +335,7 @@ def test_the_evaluator_of_training_gives_the_same_numbers(config, results):
 
 def test_a_run_without_a_model_says_so(config, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoints: give the --workdir of"):
-        evaluate(changed(config, model=""), tmp_path)
+        evaluate(changed(config, eval__model=""), tmp_path)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -349,7 +344,8 @@ def test_a_missing_set_is_named_with_where_to_get_it(name, config, tmp_path, mon
     module = importlib.import_module(f"configs.eval.{name}")
     whole = module.get_config()
     check_config(whole)
-    tiny_networks = changed(config, **whole.eval.to_dict())  # no model is there either
+    tiny_networks = changed(config)
+    tiny_networks.eval.update(whole.eval)  # no model is there either
     missing = whole.eval.gt or whole.eval.lr
     with pytest.raises(FileNotFoundError) as info:
         evaluate(tiny_networks, tmp_path)
@@ -370,5 +366,6 @@ def test_a_missing_set_is_named_with_where_to_get_it(name, config, tmp_path, mon
     ],
 )
 def test_settings_that_can_not_be_are_refused(config, settings, message):
+    ((key, value),) = settings.items()
     with pytest.raises(ValueError, match=message):
-        check_config(changed(config, **settings))
+        check_config(changed(config, **{f"eval__{key}": value}))

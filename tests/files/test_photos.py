@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from photos import photo
 from PIL import Image, ImageCms, PngImagePlugin
 from profiles import grey_profile, rgb_profile, srgb_of
 
@@ -25,7 +26,7 @@ from upsr_jax.files.write_photo import write_image
 
 PHOTOS = Path(__file__).parents[2] / "upsr_jax" / "assets" / "photos"
 
-RGB = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+RGB = photo(12, 20)
 
 
 def png_chunk(kind, data):
@@ -191,7 +192,7 @@ def test_hidden_pixels_take_the_colour_of_visible_ones_nearby(tmp_path):
     rgba[:, 8:20] = 0, 255, 0, 0
     rgba[:, 20:, 3] = 1  # hardly visible, but it is
     for name in ("a.png", "a.tif", "a.webp"):
-        Image.fromarray(rgba).save(tmp_path / name, **dict(lossless=True, exact=True))
+        Image.fromarray(rgba).save(tmp_path / name, lossless=True, exact=True)
         found = read_rgb(tmp_path / name).astype(int)
         assert np.abs(found - (200, 100, 50)).max() <= 1
 
@@ -248,7 +249,7 @@ def animation():
     return file.getvalue()
 
 
-def encoded(format, pixels=RGB, **options):
+def encoded(format, pixels: np.ndarray = RGB, **options):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format, **options)
     return file.getvalue()

@@ -1,6 +1,7 @@
 """Window attention: who sees whom, and the numbers, against closed forms."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,7 @@ def test_attend_is_softmax_attention():
     query, key, value = (random(i, images * windows, heads, tokens, depth) for i in range(3))
     bias, regions = random(3, heads, tokens, tokens), np.array([[0, 0, 1, 1, 2], [0, 1, 0, 1, 0]])
     with jax.enable_x64(True):
-        out = jax.jit(lambda *args: attend(*args, regions))(query, key, value, bias)
+        out = jax.jit(partial(attend, regions=regions))(query, key, value, bias)
     for n, head in np.ndindex(images * windows, heads):
         region = regions[n % windows]
         mask = np.where(region[:, None] == region, 0, -100)

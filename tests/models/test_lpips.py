@@ -60,7 +60,7 @@ def test_equal_images_have_no_distance_and_a_finite_gradient(params, image):
             name: layer | {"bias": np.zeros_like(layer["bias"])} if "conv" in name else layer
             for name, layer in params.items()
         }
-        x = np.broadcast_to(np.float32([-0.030, -0.088, -0.188]), size)  # normalized to 0
+        x = np.broadcast_to(np.array([-0.030, -0.088, -0.188], np.float32), size)  # normalized to 0
     value, gradient = total_and_gradient(float32(params), x, x)
     assert abs(value) < 1e-10
     assert np.isfinite(gradient).all()

@@ -26,6 +26,7 @@ class Running(NamedTuple):
     """A process that runs; its output goes to files, so that it never waits for a reader."""
 
     popen: subprocess.Popen
+    command: Sequence[str]
     stdout_path: Path
     stderr_path: Path
 
@@ -55,7 +56,7 @@ class Running(NamedTuple):
             time.sleep(0.05)
 
     def report(self) -> str:
-        command = " ".join(map(str, self.popen.args))[-200:]
+        command = " ".join(map(str, self.command))[-200:]
         ends = f"--- stdout\n{self.stdout[-3000:]}\n--- stderr\n{self.stderr[-6000:]}"
         return f"returncode {self.popen.poll()} of ...{command}\n{ends}"
 
@@ -113,7 +114,7 @@ def running(
                         stderr=err,
                         start_new_session=True,  # a group of its own, which is killed as a whole
                     )
-                started.append(Running(popen, stdout, stderr))
+                started.append(Running(popen, arguments, stdout, stderr))
             yield started
         finally:
             for process in started:

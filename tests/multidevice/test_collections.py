@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launch import launch, running
-from PIL import Image
+from photos import save
 from tiny_model import save_tiny_model
 
 PICTURES = 60  # so many that three ends leave some
@@ -29,8 +29,7 @@ def folder(tmp_path_factory) -> Path:
             width += 64
         pixels = generator.integers(0, 256, (height, width, channels), dtype=np.uint8)
         path = folder / "in" / f"sub{number % 3}" / f"{number:03}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.squeeze()).save(path)
+        save(path, pixels.squeeze())
     return folder
 
 
@@ -101,6 +100,8 @@ def test_two_processes_share_a_folder(folder, alone, tmp_path):
     counts = []
     for process_id, run in enumerate(runs):
         line = rf"process {process_id} of 2: (\d+) of \1 upscaled into {tmp_path}\n"
-        counts.append(int(re.fullmatch(line, run.stdout)[1]))  # and none of them earlier
+        match = re.fullmatch(line, run.stdout)
+        assert match, run.stdout
+        counts.append(int(match[1]))  # and none of them earlier
     assert min(counts) > 0 and sum(counts) == PICTURES
     assert files_of(tmp_path) == alone

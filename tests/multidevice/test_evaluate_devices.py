@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import pytest
 from launch import launch, running
-from photos import draw_photo
 from small import get_config
+from stand_in import write_pair
 from tiny_model import random_params
 
 from upsr_jax.weights.model_folder import save_model
@@ -26,13 +25,9 @@ ENV = {"NPROC": "4"}
 
 def write_images(folder: Path, chosen: range) -> Path:
     for i in chosen:
-        for kind, scale in (("gt", 4), ("lq", 1)):
-            path = folder / kind / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            height, width = (scale * side for side in SIZES[i])
-            cv2.imwrite(str(path), draw_photo(i, height, width))
-            if (kind, path.stem) == ("lq", BROKEN):
-                path.write_bytes(b"no image")
+        write_pair(folder, str(i), i, *SIZES[i])
+    if int(BROKEN) in chosen:
+        (folder / "lq" / f"{BROKEN}.png").write_bytes(b"no image")
     return folder
 
 

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from configs import tiny
 from upsr_jax.train.checkpoints import (
+    Found,
     bit_sum,
     check_images,
     check_same_config,
@@ -74,9 +75,14 @@ def save_steps(
             save(checkpoints, config, state, FROZEN, IMAGES, metrics and metrics[step])
 
 
-def restored(workdir: Path, config: ConfigDict, frozen=FROZEN, optimizer="adamw") -> TrainState:
+def chosen(workdir: Path) -> Found:
     found = choose_checkpoint(workdir)
     assert found is not None
+    return found
+
+
+def restored(workdir: Path, config: ConfigDict, frozen=FROZEN, optimizer="adamw") -> TrainState:
+    found = chosen(workdir)
     check_same_config(found.meta["config"], config, workdir)
     check_images(found, IMAGES, workdir)
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_after(0, optimizer=optimizer))
@@ -193,13 +199,13 @@ def test_if_all_are_damaged_nothing_is_moved_and_no_new_run_begins(tmp_path, con
 def test_other_images_are_refused_as_they_would_come_in_another_order(tmp_path, config):
     save_steps(tmp_path, config, 1)
     with pytest.raises(ValueError, match=r"were 5 \+ 7 when .* are 5 \+ 8 now, .* bring the same"):
-        check_images(choose_checkpoint(tmp_path), [5, 8], tmp_path)
+        check_images(chosen(tmp_path), [5, 8], tmp_path)
 
 
 def test_a_checkpoint_knows_whether_its_step_was_evaluated(tmp_path, config):
     for step, metrics in ((1, {"psnr_y": 1.0}), (2, {})):
         save_steps(tmp_path, config, step, metrics={step: metrics})
-        assert choose_checkpoint(tmp_path).meta["evaluated"] == bool(metrics)
+        assert chosen(tmp_path).meta["evaluated"] == bool(metrics)
 
 
 def test_what_a_checkpoint_is_too_old_to_tell_is_taken_for_right(tmp_path, config):
@@ -207,7 +213,7 @@ def test_what_a_checkpoint_is_too_old_to_tell_is_taken_for_right(tmp_path, confi
     path = tmp_path / "checkpoints" / "1" / "meta" / "metadata"
     meta = json.loads(path.read_text())
     path.write_text(json.dumps({key: meta[key] for key in ("config", "sums")}))
-    found = choose_checkpoint(tmp_path)
+    found = chosen(tmp_path)
     check_images(found, [1], tmp_path)
     assert found.meta["evaluated"]
 
@@ -215,7 +221,7 @@ def test_what_a_checkpoint_is_too_old_to_tell_is_taken_for_right(tmp_path, confi
 def test_one_process_reads_the_arrays_once(tmp_path, config):
     """What is on the disk may be lost as soon as it has been checked."""
     save_steps(tmp_path, config, 1)
-    found = choose_checkpoint(tmp_path)
+    found = chosen(tmp_path)
     with open_checkpoints(tmp_path, config) as checkpoints:
         for item in ("state", "model", "meta"):
             shutil.rmtree(tmp_path / "checkpoints" / "1" / item)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,12 +15,13 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
-from photos import write_photos
+from photos import read, write_photos
 from tiny_model import changed, random_params
 
 from configs import tiny
 from upsr_jax.data.pipeline import example_names, train_batches
 from upsr_jax.evaluation import watch
+from upsr_jax.evaluation.measure import Measured
 from upsr_jax.train.checkpoints import export_model
 from upsr_jax.train.loop import train_and_evaluate
 from upsr_jax.train.sharding import create_mesh
@@ -35,7 +35,7 @@ SIZE = 64  # of a ground truth
 @pytest.fixture(scope="module", autouse=True)
 def compile_once(tmp_path_factory) -> Iterator[None]:
     """Every run compiles the same programs: keep them, in a folder of this module."""
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
     compilation_cache.reset_cache()
     yield
@@ -104,7 +104,7 @@ def test_a_run_leaves_what_it_should(config, finished):
     assert list((finished / "tensorboard").glob("events.*"))
     (picture,) = (finished / "pictures").iterdir()
     assert picture.name == "0000030_eval.png"
-    assert cv2.imread(str(picture)).shape == (2 * SIZE, 6 * SIZE, 3)
+    assert read(picture).shape == (2 * SIZE, 6 * SIZE, 3)
 
 
 def test_the_denoisers_loss_goes_down(finished):
@@ -152,6 +152,7 @@ def test_a_stop_ends_the_last_evaluation_and_the_next_call_makes_up_for_it(
 
     def measure_stopped(*arguments):
         for item in measure_all(*arguments):
+            assert isinstance(item, Measured)
             measured.append(item.example.name)
             signal.raise_signal(signal.SIGTERM)
             yield item

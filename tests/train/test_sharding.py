@@ -31,6 +31,9 @@ def test_the_longest_axis_that_divides_is_split():
 
 def test_put_keeps_values():
     mesh = create_mesh(1, 1)
-    tree = {"a": np.arange(8192.0, dtype=np.float32).reshape(64, 128), "b": np.float32([1, 2])}
+    tree = {
+        "a": np.arange(8192.0, dtype=np.float32).reshape(64, 128),
+        "b": np.array([1, 2], np.float32),
+    }
     placed = put(tree, split_state(tree, mesh))
     jax.tree.map(np.testing.assert_array_equal, placed, tree)

@@ -1,5 +1,6 @@
 """One update: what it draws, that it learns, and that neither parts nor places change it."""
 
+import dataclasses
 from itertools import product
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from photos import enlarge
 from tiny_model import random_params
 
 from configs import tiny
@@ -58,7 +60,7 @@ def test_an_update_that_spoils_the_parameters_shows_in_its_own_step():
 def test_the_estimators_loss_goes_down_on_one_batch(config):
     config.network = "estimator"
     lr = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 16, 16, 3)).astype(np.float32)
-    hr = lr.repeat(4, axis=1).repeat(4, axis=2)
+    hr = enlarge(lr)
     batch = {"lr": lr, "hr": hr, "stop": np.zeros(2, bool)}
     optimizer = create_optimizer(create_schedule(3e-3, 5, 0, 0.0), **config.optimizer)
     train_step = jax.jit(make_step(make_loss_fn(config, "none"), optimizer))
@@ -78,7 +80,8 @@ def noise_loss(params, frozen, batch, keys):
 
 def test_every_step_seed_and_image_has_a_key_of_its_own():
     def loss(step: int, seed: int, *rows: float) -> float:
-        state = create_state({"w": jnp.ones(())}, optax.sgd(0.1)).replace(step=jnp.int32(step))
+        state = create_state({"w": jnp.ones(())}, optax.sgd(0.1))
+        state = dataclasses.replace(state, step=jnp.int32(step))
         return float(make_step(noise_loss, seed=seed)(state, {}, batch_of(*rows))[1]["loss"])
 
     assert loss(7, 0, 1.0) == loss(7, 0, 1.0)
@@ -117,7 +120,7 @@ def test_timesteps_are_drawn_evenly_and_noise_is_normal(config, method, monkeypa
 
     def fake_apply(network, params, *inputs):
         if isinstance(network, ATD):
-            return inputs[0].repeat(4, axis=1).repeat(4, axis=2)
+            return enlarge(inputs[0])
         seen.update(x=np.asarray(inputs[0]), t=np.asarray(inputs[1]))
         return jnp.zeros((1000, 4, 4, 3))
 
@@ -145,7 +148,7 @@ def test_terms_by_timestep_add_up_to_the_mean(config, monkeypatch):
 
     def fake_apply(network, params, *inputs):
         if isinstance(network, ATD):
-            return inputs[0].repeat(4, axis=1).repeat(4, axis=2)
+            return enlarge(inputs[0])
         seen.update(t=np.asarray(inputs[1]))
         return jnp.zeros((20, 4, 4, 3))
 
@@ -167,7 +170,7 @@ def images_for_lpips(config, monkeypatch, lr, hr):
         if isinstance(network, LPIPS):
             seen["images"] = images
             return jnp.zeros(len(hr))
-        return images[0].repeat(4, axis=1).repeat(4, axis=2)
+        return enlarge(images[0])
 
     monkeypatch.setattr(train_step_module, "apply", fake_apply)
     config.network = "estimator"
@@ -193,7 +196,7 @@ def test_lpips_gets_both_images_moved_alike_or_as_they_are(config, jitter, monke
     rng = np.random.default_rng(0)
     lr, hr = (rng.uniform(-1, 1, (100, size, size, 3)).astype(np.float32) for size in (2, 8))
     images = images_for_lpips(config, monkeypatch, jnp.asarray(lr), jnp.asarray(hr))
-    originals = lr.repeat(4, axis=1).repeat(4, axis=2), hr
+    originals = enlarge(lr), hr
     counts = np.zeros((2, 2), int)
     for row, (down, right) in product(range(len(hr)), np.ndindex(2, 2)):
         border = ((down, 0), (right, 0), (0, 0))

@@ -29,7 +29,9 @@ def test_it_is_closer_to_the_truth_than_bicubic_on_packaged_photos():
     config.eval.update(gt=str(PHOTOS), lr="")
     stored, params = load_model(BUILT_IN_MODEL)
     config.diffusion.update(stored.diffusion)
-    means = Evaluator(config, make_gather_fn(create_mesh(-1, 1)))(params, lambda: False).means
+    report = Evaluator(config, make_gather_fn(create_mesh(-1, 1)))(params, lambda: False)
+    assert report
+    means = report.means
     assert means["lpips_vgg"] < means["bicubic_lpips_vgg"] - 0.03
     assert means["psnr_y"] > means["bicubic_psnr_y"] - 0.2
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from photos import photo, save
 from PIL import Image
 from PIL.ExifTags import Base
+from stand_in import repeat
 
 from upsr_jax.files import find, whole
 from upsr_jax.files.photos import read_image
@@ -28,7 +30,6 @@ from upsr_jax.upscale.collection import (
     run_jobs,
     take_share,
 )
-from upsr_jax.upscale.restore import Restoration
 from upsr_jax.upscale.upscaler import Upscaler
 
 OUT = Path("out")
@@ -77,17 +78,6 @@ def test_room_is_given_back_after_an_error():
         except ValueError:
             pass
     assert room.held == 0
-
-
-def save(path, side=8):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((side, side, 3), 100, np.uint8)).save(path)
-    return path
-
-
-def repeat(params, lr, noise):
-    image = lr.repeat(4, axis=1).repeat(4, axis=2)
-    return Restoration(image, image, image, image)
 
 
 def test_links_in_a_circle_are_followed_once(tmp_path):
@@ -225,8 +215,7 @@ def test_no_picture_is_decoded_before_there_is_room(tmp_path, monkeypatch):
 def test_what_a_photo_says_of_itself_is_kept_and_the_result_known_again(tmp_path):
     exif = Image.Exif()
     exif.update({Base.Model: "Camera", Base.Software: "phone 1.0", Base.Orientation: 3})
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
-    job = Job(tmp_path / "a.jpg", tmp_path / "out" / "a.png")
+    job = Job(save(tmp_path / "a.jpg", exif=exif), tmp_path / "out" / "a.png")
     assert run_jobs([job], Upscaler(repeat, {}), 0, False) == Counts(1, 0, 0)
     with Image.open(job.target) as image:
         found = image.getexif()
@@ -248,9 +237,9 @@ def test_a_picture_that_changes_meanwhile_is_not_taken_for_done(tmp_path, monkey
     read_photo = collection.read_photo
 
     def read_then_change(path):
-        photo = read_photo(path)
-        save(path, side=9)
-        return photo
+        before = read_photo(path)
+        save(path, photo(9, 9))
+        return before
 
     monkeypatch.setattr(collection, "read_photo", read_then_change)
     assert run_jobs([job], Upscaler(repeat, {}), 0, False) == Counts(1, 0, 0)

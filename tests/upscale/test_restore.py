@@ -7,6 +7,7 @@ import pytest
 from einops import rearrange
 from golden import golden, nhwc, relative_error, seeded, thin_image, weights
 from ml_collections import ConfigDict
+from tiny_model import changed
 
 from configs import tiny
 from upsr_jax.convert import denoiser_from_torch, estimator_from_torch
@@ -57,8 +58,7 @@ def test_result_is_pytorchs(params, inputs, expected, method, key):
 
 
 def test_estimator_alone_gives_the_clipped_estimate(params, inputs, expected):
-    config = CONFIG.copy_and_resolve_references()
-    config.network = "estimator"
+    config = changed(CONFIG, network="estimator")
     restored = restore({"estimator": params["estimator"]}, inputs, config)
     estimate = np.clip(nhwc(expected["estimate"]), -1, 1)
     assert relative_error(thin_image(restored.image), estimate) < 1e-7
@@ -104,12 +104,6 @@ def test_options_change_a_copy_of_the_config():
     assert with_sampling(CONFIG, Sampling()).to_dict() == before
 
 
-def changed(**values):
-    config = CONFIG.copy_and_resolve_references()
-    config.update_from_flattened_dict(values)
-    return config
-
-
 @pytest.mark.parametrize(
     ("config", "options", "match"),
     [
@@ -118,10 +112,10 @@ def changed(**values):
         (CONFIG, dict(method="euler"), "'euler': choose one of ddim, ancestral, one_step"),
         (CONFIG, dict(method="one_step", steps=2), "one_step makes 1 step: for 2 choose ddim"),
         (CONFIG, dict(min_noise=1.5), r"min_noise is 1.5, but must lie in 0\.\.1"),
-        (changed(**{"prior.un": 0.0}), dict(min_noise=0.5), "weighs no noise"),
-        (changed(**{"sampler.method": "one_step"}), dict(steps=5), "trained to restore in one"),
-        (changed(**{"sampler.method": "one_step"}), dict(method="ddim"), "trained to restore in"),
-        (changed(network="estimator"), dict(steps=5), "estimator alone: it doesn't sample"),
+        (changed(CONFIG, prior__un=0.0), dict(min_noise=0.5), "weighs no noise"),
+        (changed(CONFIG, sampler__method="one_step"), dict(steps=5), "trained to restore in one"),
+        (changed(CONFIG, sampler__method="one_step"), dict(method="ddim"), "trained to restore in"),
+        (changed(CONFIG, network="estimator"), dict(steps=5), "estimator alone: it doesn't sample"),
     ],
 )
 def test_options_that_a_model_was_not_trained_for_are_refused(config, options, match):
@@ -130,5 +124,5 @@ def test_options_that_a_model_was_not_trained_for_are_refused(config, options, m
 
 
 def test_one_step_may_be_asked_for_by_its_number():
-    config = changed(**{"sampler.method": "one_step"})
+    config = changed(CONFIG, sampler__method="one_step")
     assert with_sampling(config, Sampling(steps=1, method="one_step")).to_dict() == config.to_dict()

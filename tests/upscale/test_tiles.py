@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from photos import photo
 
 from upsr_jax.upscale.tiles import (
     blend_bands,
@@ -57,7 +58,7 @@ def cut(image, tops, lefts, shape):
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 200), (200, 64), (150, 131)])
 def test_cutting_and_blending_gives_the_image_back(size):
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    pixels = photo(*size)
     signed = pixels.astype(np.float32) / 127.5 - 1
     tops, lefts = (tile_grid(length, 64, 16) for length in size)
     tiles = iter(cut(signed, tops, lefts, (64, 64)))
@@ -99,7 +100,7 @@ def test_tiles_that_disagree_fade_into_each_other():
     [((5, 7), (5, 7)), ((5, 7), (64, 64)), ((2, 3), (64, 128)), ((40, 60), (64, 64))],
 )
 def test_padding_reflects_as_often_as_needed(size, padded):
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = photo(*size)
     result = pad_reflect(image, *padded)
     assert result.shape == (*padded, 3)
     np.testing.assert_array_equal(result[: size[0], : size[1]], image)

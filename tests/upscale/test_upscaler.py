@@ -10,31 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from photos import enlarge, photo
 from PIL import Image
+from stand_in import repeat, restoration
 from tiny_model import save_tiny_model
 
 from upsr_jax import Upscaler
 from upsr_jax.ops import bicubic_upsample
-from upsr_jax.upscale.restore import Restoration
 from upsr_jax.upscale.tiles import noise_window
 from upsr_jax.weights.model_folder import load_model, save_model
-
-
-def photo(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def enlarge(image):
-    return image.repeat(4, axis=0).repeat(4, axis=1)
-
-
-def restoration(image):
-    return Restoration(image, image, image, image)
-
-
-def repeat(params, lr, noise):
-    """Repeat each pixel: a model that sees nothing around a pixel and no noise."""
-    return restoration(lr.repeat(4, axis=1).repeat(4, axis=2))
 
 
 def repeat_with_noise(params, lr, noise):

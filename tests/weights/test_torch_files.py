@@ -7,7 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 from golden import manifest, weights
 from safetensors.numpy import save_file
 

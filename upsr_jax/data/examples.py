@@ -19,14 +19,14 @@ class Place(NamedTuple):
 
     step: int
     row: int  # of the global batch
-    index: int
+    number: int
 
 
 class TrainExample(NamedTuple):
     """A pair of crops, the number of its image, and why other images were passed over."""
 
     pair: Pair
-    index: int
+    number: int
     rejected: list[str]
 
 
@@ -48,12 +48,12 @@ def make_example(
     """
     rng = np.random.default_rng((seed, place.step, place.row))
     source = source._replace(read=partial(read_fit, source, crop_size))
-    index, item, rejected = read_or_next(source, max_bad_fraction, place.index)
+    number, item, rejected = read_or_next(source, max_bad_fraction, place.number)
     if isinstance(item, Pair):
         pair = crop_pair(rng, item, crop_size)
     else:
         pair = degrade_crop(rng, item, crop_size, scale, rotation, use_sharp, degradation)
-    return TrainExample(pair, index, rejected)
+    return TrainExample(pair, number, rejected)
 
 
 def read_fit(source: Source, size: int, index: int) -> Photo | Pair:

@@ -132,7 +132,7 @@ def stack(
             yield {
                 "hr": to_signed(np.stack([example.pair.hr for example in taken])),
                 "lr": to_signed(np.stack([example.pair.lr for example in taken])),
-                "index": np.array([example.index for example in taken], np.int64),
+                "index": np.array([example.number for example in taken], np.int64),
             }
 
 

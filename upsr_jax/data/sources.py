@@ -228,7 +228,7 @@ def check_pair(files: PairFiles, hr: Photo, lr: Photo) -> None:
 class Reading(NamedTuple):
     """What came of reading an image: its number, the image, and why others were passed over."""
 
-    index: int
+    number: int
     item: Any
     rejected: list[str]
 
