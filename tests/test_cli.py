@@ -262,7 +262,9 @@ def test_a_bad_tile_is_refused_in_one_line(tmp_path, run):
     a = save(tmp_path / "a.png", photo(5, 7))
     result = run("upscale", a, "--out", tmp_path / "out", "--tile", "100")
     assert result.exit_code == 2
-    assert result.stderr.startswith("upsr: tile is 100, but must be a multiple of 64 above the")
+    assert (
+        result.stderr == "upsr: tile is 100, but must be a multiple of 64 above the overlap, 32\n"
+    )
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])

@@ -15,6 +15,8 @@ from upsr_jax.files.write_photo import write_image
 from upsr_jax.train.evaluate import evaluate
 from upsr_jax.upscale import upscaler as upscaler_module
 
+pytestmark = pytest.mark.usefixtures("no_networks")
+
 
 def make_nothing(config: ConfigDict, fidelity: float):
     def restore(params, lr, noise):
@@ -23,21 +25,9 @@ def make_nothing(config: ConfigDict, fidelity: float):
     return restore
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_networks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upscaler_module, "make_super_resolve", make_noisy_resize)
-        yield
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> ConfigDict:
     return changed(write_set(tmp_path_factory.mktemp("pairs")), eval__metrics=("psnr_y",)).lock()
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("run")
 
 
 @pytest.fixture(scope="module")

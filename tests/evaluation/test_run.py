@@ -35,6 +35,8 @@ from upsr_jax.upscale.tiles import noise_window
 from upsr_jax.weights.model_folder import load_model, save_model
 from upsr_jax.weights.published import load_lpips_alex
 
+pytestmark = pytest.mark.usefixtures("no_networks")
+
 CONFIGS = ["imagenet_test", "realsr", "realset65"]
 
 
@@ -57,21 +59,9 @@ def ssim_y(image, hr):
     return np.mean(luminance * np.maximum(structure, 0))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_networks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upscaler_module, "make_super_resolve", make_noisy_resize)
-        yield
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> ConfigDict:
     return write_set(tmp_path_factory.mktemp("pairs")).lock()
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("run")
 
 
 @pytest.fixture(scope="module")
