@@ -155,7 +155,8 @@ def run(
     restored = restore_all(upscaler, make_read_fn(config), entries, config.eval, timing)
     with progress, closing(rows), closing(restored):
         measured = measure_all(restored, meters)
-        for _ in map_ahead(finish_fn, measured, 0, num_threads=THREADS, ahead=2 * THREADS):
+        for is_whole in map_ahead(finish_fn, measured, 0, THREADS, ahead=2 * THREADS):
+            timing.images += is_whole
             progress.update()
 
 
@@ -169,19 +170,19 @@ def finish(
     timing: Timing,
     progress: tqdm,
     item: Measured | Failed,
-) -> None:
-    """Write an image and its row of numbers, or the reason why there is none."""
+) -> bool:
+    """Write an image and its row of numbers, or the reason why there is none: False."""
     if isinstance(item, Failed):
         progress.write(f"{item.name} is broken: {item.error}", file=sys.stderr)
         rows.append({"name": item.name, "broken": str(item.error)})
-        return
-    timing.images += 1
+        return False
     example = item.example
     with timing.beside():
         folder.save_images(out, item, upscaler, seed_of(settings, example.name))
         values = measure_on_host(item, meters)
     numbers = {key: finite(values[key]) for key in meters.columns}
     rows.append({"name": example.name, **numbers, **files[example.name], "sha256": example.sha256})
+    return True
 
 
 def finite(value: float) -> float | None:
