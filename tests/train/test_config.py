@@ -87,7 +87,7 @@ def test_a_value_where_a_block_belongs_is_refused():
         ("data.scale", (0.9, 0.8), r"scale is \(0\.9, 0\.8\): it must be"),
         ("data.rotation", 60.0, r"rotation is 60\.0: it must be 0 to 45 degrees"),
         ("data.rotation", -1.0, r"rotation is -1\.0: it must be"),
-        ("eval.max_images", 0, "max_images is 0, but must be at least 1"),
+        ("eval.max_images", 0, "max_images is 0: it must be at least 1"),
     ],
 )
 def test_values_that_can_not_be_are_refused(name, value, message):
