@@ -71,7 +71,7 @@ app = typer.Typer(
 
 @app.callback()
 def prepare() -> None:
-    """Upscale photos, measure results, convert weights, describe a model."""
+    """Set up what every command needs."""
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in photos
 
 

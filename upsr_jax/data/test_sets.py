@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,10 +92,11 @@ def make_read_fn(config: ConfigDict) -> Callable[[Entry], Example]:
         )
 
     def read(entry: Entry) -> Example:
-        sha256 = hash_files(entry)  # before they are read, so that a later change is seen
+        digests = hash_each(entry)  # before they are read, so that a later change is seen
+        sha256 = join_hashes(digests)
         hr = kept = None
         if entry.lr is not None:
-            source_sha256 = file_sha256(Path(entry.lr))
+            source_sha256 = digests[0]
             picture, kept = read_photo(entry.lr)
             lr = visible_colours(picture)
             if entry.gt is not None:
@@ -125,9 +126,17 @@ def make_read_fn(config: ConfigDict) -> Callable[[Entry], Example]:
 
 def hash_files(entry: Entry) -> str:
     """Hash the bytes of an entry's files; raises OSError if one can't be read."""
-    files = filter(None, (entry.lr, entry.gt))
-    digests = [bytes.fromhex(file_sha256(Path(file))) for file in files]
-    return hashlib.sha256(b"".join(digests)).hexdigest()
+    return join_hashes(hash_each(entry))
+
+
+def hash_each(entry: Entry) -> list[str]:
+    """Hash the low-resolution file of an entry and its ground truth, those that it has."""
+    return [file_sha256(Path(file)) for file in (entry.lr, entry.gt) if file]
+
+
+def join_hashes(digests: Sequence[str]) -> str:
+    """Make one hash of several."""
+    return hashlib.sha256(b"".join(map(bytes.fromhex, digests))).hexdigest()
 
 
 def image_seed(seed: int, name: str) -> int:
