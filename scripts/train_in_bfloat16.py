@@ -35,6 +35,7 @@ from upsr_jax.files.config_files import define_config_flag
 from upsr_jax.losses import draw_moves
 from upsr_jax.models.attention import SHIFT_REGIONS, relative_position_index
 from upsr_jax.models.build import apply, create_estimator
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.models.lpips import MEANS, SPREADS, VGG16, conv_names
 from upsr_jax.models.swin_unet import timestep_embedding
 from upsr_jax.ops import pixel_unshuffle
@@ -70,7 +71,7 @@ def make_torch_loss_fn(dtype: torch.dtype) -> Callable[[ConfigDict, str], LossFn
 
     def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
         check(config, remat)
-        estimator = create_estimator(config)
+        estimator = create_estimator(ModelConfig.of(config))
         schedule = Schedule.create(**config.diffusion)
         last = config.diffusion.steps - 1
         timestep = int(schedule.timesteps[last])

@@ -9,6 +9,7 @@ from photos import draw_photo, enlarge, save
 from tiny_model import random_params
 
 from configs import tiny
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.upscale.restore import Restoration
 from upsr_jax.weights.model_folder import save_model
 
@@ -53,5 +54,5 @@ def write_set(folder: Path) -> ConfigDict:
     )
     config.eval.update(tile=128, per_device_batch=2, metrics=("psnr_y", "ssim_y", "lpips_alex"))
     config.train.keep_best = "lpips_alex"
-    save_model(model, config, random_params(config))
+    save_model(model, ModelConfig.of(config), random_params(config))
     return config.lock()

@@ -110,7 +110,7 @@ MAY_IMPORT = {
     "prior": {"ops"},
     "sampler": {"prior", "diffusion", "ops"},
     "losses": {"prior", "diffusion", "ops"},
-    "models": {"ops"},
+    "models": {"ops", *PAPER},
     "metrics": {"ops"},
     "data": {"files"},
     "convert": {"models"},

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import tiny
 from upsr_jax.models.build import init_denoiser, init_estimator
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.weights.model_folder import save_model
 
 
@@ -46,5 +47,5 @@ def save_tiny_model(folder: Path) -> Path:
     """Write the model folder and return it; it samples in one step, which compiles fast."""
     config = tiny.get_config()
     config.sampler.steps = 1
-    save_model(folder, config, random_params(config))
+    save_model(folder, ModelConfig.of(config), random_params(config))
     return folder

@@ -277,7 +277,7 @@ def info(
     for package in ("upsr_jax", "jax", "flax"):
         typer.echo(f"{package:<10} {importlib.metadata.version(package)}")
     typer.echo(f"devices    {', '.join(str(device) for device in jax.devices())}")
-    typer.echo(f"config     {json.dumps(config.to_dict(), indent=2)}")
+    typer.echo(f"config     {json.dumps(config.as_dict(), indent=2)}")
 
 
 def prepare_folder(out: Path) -> None:

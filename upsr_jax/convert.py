@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from ml_collections import ConfigDict
 
 from upsr_jax.models.attention import MASKED, SHIFT_REGIONS, relative_position_index
 from upsr_jax.models.build import init_denoiser, init_estimator
@@ -37,7 +36,7 @@ class Buffer(NamedTuple):
     value: np.ndarray
 
 
-Config = Mapping[str, Any] | ConfigDict  # arguments of SwinUNet or ATD
+Config = Any  # arguments of SwinUNet or ATD, in a mapping or ConfigDict
 Table = list[Entry | Buffer]
 
 

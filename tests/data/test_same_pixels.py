@@ -5,7 +5,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from photos import save
 from PIL import Image
 from profiles import ADOBE_RGB, DISPLAY_P3, PROPHOTO, grey_profile, rgb_profile, srgb_of
@@ -13,7 +12,7 @@ from test_records import write_folder
 
 from upsr_jax import Upscaler
 from upsr_jax.data.sources import open_source
-from upsr_jax.data.test_sets import list_entries, make_read_fn
+from upsr_jax.data.test_sets import ImageSet, find_entries, make_read_fn
 from upsr_jax.files.photos import read_photo
 from upsr_jax.upscale.restore import Restoration
 
@@ -87,10 +86,8 @@ def read_in_training(folder: Path, path: Path) -> list[np.ndarray]:
 
 
 def read_in_evaluation(path: Path) -> np.ndarray:
-    settings = dict(gt="", lr=str(path.parent), max_images=1, source="")
-    config = ConfigDict(dict(eval=settings, degradation={}, data=dict(use_sharp=False)))
-    (entry,) = list_entries(config.eval)
-    return make_read_fn(config)(entry).lr
+    images = ImageSet(gt="", lr=str(path.parent))
+    return make_read_fn(images)(find_entries(images)[0]).lr
 
 
 def read_in_upscaling(path: Path) -> np.ndarray:

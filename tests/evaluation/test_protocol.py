@@ -6,12 +6,16 @@ from tiny_model import changed
 
 from configs import tiny
 from upsr_jax.evaluation.protocol import collect_settings, describe_protocol
+from upsr_jax.models.config import ModelConfig
+from upsr_jax.train.config import eval_settings
 
 
 def protocol(metrics=("psnr_y",), **changes):
     """Describe the tiny setting, changed at paths such as `diffusion__kappa`."""
     config = changed(tiny.get_config(), **{"eval__lr": "", **changes})
-    return describe_protocol(collect_settings(config, {}, metrics))
+    return describe_protocol(
+        collect_settings(ModelConfig.of(config), {}, eval_settings(config), metrics)
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,14 @@ from upsr_jax.evaluation.measure import Measured, create_upscaler, restore_all
 from upsr_jax.evaluation.metric_list import METRICS, load_pristine_model
 from upsr_jax.evaluation.run import evaluate_folders
 from upsr_jax.evaluation.timing import Timing
-from upsr_jax.evaluation.watch import Evaluator
 from upsr_jax.metrics import psnr_y as psnr_y_of_batch
 from upsr_jax.metrics.niqe import niqe
 from upsr_jax.models.build import apply
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.models.lpips import ALEXNET, LPIPS
-from upsr_jax.train.config import check_config
+from upsr_jax.train.config import check_config, eval_settings
 from upsr_jax.train.evaluate import evaluate
+from upsr_jax.train.loop import create_evaluator
 from upsr_jax.train.sharding import create_mesh, make_gather_fn
 from upsr_jax.upscale import upscaler as upscaler_module
 from upsr_jax.upscale.restore import Sampling
@@ -172,9 +173,9 @@ def test_without_ground_truth_no_image_waits_to_be_measured(config):
             image = draw_photo(0, *size)
             yield Example(str(size), image, None, "", image)
 
-    timing = Timing()
-    upscaler = create_upscaler(config, {}, "", timing)
-    first = next(restore_all(upscaler, lambda example: example, examples(), config.eval, timing))
+    timing, settings = Timing(), eval_settings(config)
+    upscaler = create_upscaler(ModelConfig.of(config), {}, settings, "", timing)
+    first = next(restore_all(upscaler, lambda example: example, examples(), settings, timing))
     assert isinstance(first, Measured)
     assert first.restored.image.shape == (36, 36, 3)
     assert len(drawn) < 9
@@ -229,8 +230,9 @@ def test_an_image_that_memory_can_not_hold_is_reported(
     assert results["broken"]["large"].startswith(reason)
     assert capsys.readouterr().err.count("large is broken: ") == 1
     config.train.keep_best = ""
+    gather_fn = make_gather_fn(create_mesh(-1, 1))
     with pytest.raises(MemoryError, match=reason):  # training does not go on without a metric
-        Evaluator(config, make_gather_fn(create_mesh(-1, 1)))(random_params(config), lambda: False)
+        create_evaluator(config, gather_fn)(random_params(config), lambda: False)
 
 
 def test_fewer_images_than_there_are_is_said(config, tmp_path, results, capsys):
@@ -257,7 +259,7 @@ def test_a_model_of_another_diffusion_is_refused(config, tmp_path):
 
 def test_a_model_that_learned_another_sampling_is_refused(config, tmp_path):
     stored, params = load_model(config.eval.model)
-    stored.sampler.method = "one_step"
+    stored = dataclasses.replace(stored, sampler={"method": "one_step", "steps": 1})
     save_model(tmp_path / "one_step", stored, params)
     one_step = changed(config, eval__model=str(tmp_path / "one_step"))
     with pytest.raises(ValueError, match="one_step was trained to restore in one step and has not"):
@@ -292,7 +294,7 @@ def test_sampling_options_reach_the_sampler(config, tmp_path, monkeypatch):
     seen = {}
 
     def make_seen(config, fidelity):
-        seen.update(config.sampler.to_dict(), min_noise=config.prior.min_noise, fidelity=fidelity)
+        seen.update(config.sampler, min_noise=config.prior["min_noise"], fidelity=fidelity)
         return make_noisy_resize(config)
 
     monkeypatch.setattr(upscaler_module, "make_super_resolve", make_seen)
@@ -305,9 +307,8 @@ def test_sampling_options_reach_the_sampler(config, tmp_path, monkeypatch):
 
 
 def test_the_evaluator_of_training_gives_the_same_numbers(config, results):
-    report = Evaluator(config, make_gather_fn(create_mesh(-1, 1)))(
-        random_params(config), lambda: False
-    )
+    evaluator = create_evaluator(config, make_gather_fn(create_mesh(-1, 1)))
+    report = evaluator(random_params(config), lambda: False)
     assert report
     for name, row in report.rows.items():
         assert row == pytest.approx({key: results["images"][name][key] for key in row}, rel=1e-5)

@@ -13,6 +13,7 @@ from small import get_config
 from stand_in import write_pair
 from tiny_model import random_params
 
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.weights.model_folder import save_model
 
 # Low-resolution images of two shapes for the networks and three for the metrics.
@@ -36,7 +37,7 @@ def command(tmp_path_factory) -> Callable[..., list[str]]:
     """Build the command that evaluates a small model on the images of a folder."""
     folder = tmp_path_factory.mktemp("model")
     config = get_config()
-    save_model(folder / "model", config, random_params(config))
+    save_model(folder / "model", ModelConfig.of(config), random_params(config))
     settings = {
         "model": folder / "model",
         "max_images": 99,

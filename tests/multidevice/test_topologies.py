@@ -12,6 +12,7 @@ from photos import write_photos
 from small import get_config
 from tiny_model import random_params
 
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.train.checkpoints import export_model
 from upsr_jax.weights.model_folder import save_model
 
@@ -44,7 +45,7 @@ def command(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("data")
     config, photos, model = get_config(), write_photos(folder / "photos", 3), folder / "model"
     # Drawn here: to draw a denoiser takes longer to compile than to train it.
-    save_model(model, config, random_params(config))
+    save_model(model, ModelConfig.of(config), random_params(config))
     flags = [f"--config.data.folders=('{photos}',)", f"--config.eval.gt={photos}"]
     flags += [f"--config.pretrained.{network}={model}" for network in ("estimator", "denoiser")]
     config_file = str(Path(__file__).with_name("small.py"))

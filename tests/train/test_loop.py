@@ -22,6 +22,7 @@ from configs import tiny
 from upsr_jax.data.pipeline import example_names, train_batches
 from upsr_jax.evaluation import watch
 from upsr_jax.evaluation.measure import Measured
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.train.checkpoints import export_model
 from upsr_jax.train.loop import train_and_evaluate
 from upsr_jax.train.sharding import create_mesh
@@ -61,7 +62,7 @@ def config(tmp_path_factory) -> ConfigDict:
         steps=30, ema_decay=0.9, log_every=1, checkpoint_every=15, keep_checkpoints=9, eval_every=30
     )
     config.eval.update(gt=photos, lr="", crop_size=SIZE, max_images=2, pictures=2)
-    save_model(folder / "model", config, random_params(config))
+    save_model(folder / "model", ModelConfig.of(config), random_params(config))
     return config
 
 
@@ -184,7 +185,7 @@ def config_of_nan(config, tmp_path) -> ConfigDict:
     """The config with an estimator that spoils the loss."""
     params = load_model(config.pretrained.estimator)[1]
     params["estimator"]["norm"]["scale"][:] = np.nan
-    save_model(tmp_path / "nan", config, params)
+    save_model(tmp_path / "nan", ModelConfig.of(config), params)
     return changed(config, pretrained__estimator=str(tmp_path / "nan"))
 
 
@@ -253,7 +254,9 @@ def test_weights_of_another_network_are_refused(config, tmp_path):
 
 
 def test_a_model_without_the_estimator_is_refused(config, tmp_path):
-    save_model(tmp_path / "model", config, {"denoiser": random_params(config)["denoiser"]})
+    save_model(
+        tmp_path / "model", ModelConfig.of(config), {"denoiser": random_params(config)["denoiser"]}
+    )
     config = changed(config, pretrained__estimator=str(tmp_path / "model"))
     with pytest.raises(ValueError, match="holds no estimator, only denoiser"):
         train_and_evaluate(config, tmp_path / "run")

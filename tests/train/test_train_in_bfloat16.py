@@ -14,6 +14,7 @@ from tiny_model import random_params
 from configs import lite_x4
 from scripts import train_in_bfloat16 as script
 from upsr_jax.losses import draw_moves
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.train.loop import train_and_evaluate
 from upsr_jax.train.step import make_loss_fn
 from upsr_jax.weights.model_folder import load_model, save_model
@@ -69,7 +70,7 @@ def test_a_run_begins_goes_on_and_leaves_a_model(tmp_path):
     config = small_config()
     photos = str(write_photos(tmp_path / "photos", 3))
     model = str(tmp_path / "model")
-    save_model(model, config, random_params(config))
+    save_model(model, ModelConfig.of(config), random_params(config))
     config.pretrained.update(estimator=model, denoiser=model)
     config.data.update(folders=(photos,), batch_size=2)
     config.train.update(steps=2, log_every=1, checkpoint_every=1, eval_every=0, keep_best="")

@@ -8,8 +8,8 @@ import numpy as np
 from configs import lite_x4
 from configs.degradations import imagenet_test
 from upsr_jax import Upscaler
-from upsr_jax.evaluation.watch import Evaluator
 from upsr_jax.files.photos import read_image
+from upsr_jax.train.loop import create_evaluator
 from upsr_jax.train.sharding import create_mesh, make_gather_fn
 from upsr_jax.upscale.upscaler import BUILT_IN_MODEL
 from upsr_jax.weights.model_folder import load_model
@@ -29,7 +29,8 @@ def test_it_is_closer_to_the_truth_than_bicubic_on_packaged_photos():
     config.eval.update(gt=str(PHOTOS), lr="")
     stored, params = load_model(BUILT_IN_MODEL)
     config.diffusion.update(stored.diffusion)
-    report = Evaluator(config, make_gather_fn(create_mesh(-1, 1)))(params, lambda: False)
+    evaluator = create_evaluator(config, make_gather_fn(create_mesh(-1, 1)))
+    report = evaluator(params, lambda: False)
     assert report
     means = report.means
     assert means["lpips_vgg"] < means["bicubic_lpips_vgg"] - 0.03

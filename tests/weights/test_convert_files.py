@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -5,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 from golden import manifest, weights
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from tiny_model import random_params
 
 from configs import realsr_x4, tiny
 from upsr_jax.convert import denoiser_from_torch, denoiser_to_torch
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.weights import convert_files as convert_files_module
 from upsr_jax.weights.convert_files import (
     RELEASED,
@@ -85,8 +88,8 @@ def test_both_networks_become_one_folder(tmp_path):
     report = convert_files(sources, tmp_path / "model")
     config, params = load_model(tmp_path / "model")
     assert config.network == "denoiser"
-    assert config.model.multipliers == (1, 2)
-    assert config.estimator.depths == (2, 2)
+    assert config.model and config.model["multipliers"] == (1, 2)
+    assert config.estimator and config.estimator["depths"] == (2, 2)
 
     denoiser, estimator = float32_weights("unet_tiny"), float32_weights("atd_tiny")
     for arrays, kind in ((denoiser, "denoiser"), (estimator, "estimator")):
@@ -122,8 +125,8 @@ def test_the_category_size_that_no_file_holds_is_told(tmp_path, monkeypatch, cat
     assert sum("category_size 128 is assumed" in line for line in report) == 1
 
     config, params = load_model(tmp_path / "read")
-    config.estimator.category_size = category_size
-    save_model(tmp_path / "model", config, params)
+    estimator = {**(config.estimator or {}), "category_size": category_size}
+    save_model(tmp_path / "model", dataclasses.replace(config, estimator=estimator), params)
     monkeypatch.setattr(
         convert_files_module, "write_torch", lambda path, arrays: save_file(dict(arrays), path)
     )
@@ -133,8 +136,8 @@ def test_the_category_size_that_no_file_holds_is_told(tmp_path, monkeypatch, cat
 
 def test_params_of_another_network_do_not_go_back(tmp_path):
     config = tiny.get_config()
-    save_model(tmp_path / "model", config, {"estimator": {"kernel": np.zeros(1)}})
-    with pytest.raises(ValueError, match="params don't fit the estimator of this configuration"):
+    save_model(tmp_path / "model", ModelConfig.of(config), {"estimator": {"kernel": np.zeros(1)}})
+    with pytest.raises(ValueError, match=r"estimator lacks conv_after_body"):
         convert_files([tmp_path / "model"], tmp_path / "torch")
     assert not (tmp_path / "torch").exists()
 
@@ -146,9 +149,9 @@ def test_lpips_is_recognized(tmp_path):
         {name: np.ascontiguousarray(x) for name, x in arrays.items()}, tmp_path / "l.safetensors"
     )
     convert_files([tmp_path / "l.safetensors"], tmp_path / "model")
-    params = load_model(tmp_path / "model")[1]["lpips"]
-    assert params["conv1_1"]["kernel"].shape == (3, 3, 3, 64)
-    assert params["head_5"].shape == (512,)
+    arrays = load_file(tmp_path / "model" / "model.safetensors")
+    assert arrays["lpips/conv1_1/kernel"].shape == (3, 3, 3, 64)
+    assert arrays["lpips/head_5"].shape == (512,)
 
 
 def test_all_faults_are_listed_and_nothing_is_written(tmp_path):
@@ -186,7 +189,7 @@ def test_torn_denoiser_names_the_entry():
 
 
 def test_folder_without_networks_does_not_go_back(tmp_path):
-    save_model(tmp_path / "model", {}, {"lpips": {"head_1": np.zeros(3, np.float32)}})
+    save_model(tmp_path / "model", None, {"lpips": {"head_1": np.zeros(3, np.float32)}})
     with pytest.raises(ValueError, match="neither denoiser nor estimator but lpips"):
         convert_files([tmp_path / "model"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -202,7 +205,8 @@ def test_missing_pytorch_is_named(tmp_path, monkeypatch):
 def test_a_denoiser_that_pytorch_s_upsr_is_not_stays_here(tmp_path):
     config = tiny.get_config()
     config.model.residual = True
-    save_model(tmp_path / "model", config, {"denoiser": {"kernel": np.zeros(1)}})
+    params = {"denoiser": random_params(config)["denoiser"]}
+    save_model(tmp_path / "model", ModelConfig.of(config), params)
     with pytest.raises(ValueError, match="residual=True"):
         convert_files([tmp_path / "model"], tmp_path / "torch")
     assert not (tmp_path / "torch").exists()

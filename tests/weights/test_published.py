@@ -9,6 +9,7 @@ from tiny_model import save_tiny_model
 
 from configs import tiny
 from upsr_jax.evaluation.metric_list import load_pristine_model
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.weights.model_folder import load_model, load_networks, save_model
 from upsr_jax.weights.published import load_lpips_alex, load_lpips_vgg
 
@@ -66,7 +67,7 @@ def test_networks_are_loaded_for_a_config_like_main_s(tmp_path):
     config.lock()  # as main's is
     jax.tree.map(
         np.testing.assert_array_equal,
-        load_networks(folder, config, ["estimator"]),
+        load_networks(folder, ModelConfig.of(config), ["estimator"]),
         {"estimator": stored},
     )
 
@@ -74,9 +75,11 @@ def test_networks_are_loaded_for_a_config_like_main_s(tmp_path):
 def test_other_and_missing_networks_are_named(tmp_path):
     config = tiny.get_config()
     folder = save_tiny_model(tmp_path / "tiny")
-    save_model(tmp_path / "half", config, {"estimator": load_model(folder)[1]["estimator"]})
+    save_model(
+        tmp_path / "half", ModelConfig.of(config), {"estimator": load_model(folder)[1]["estimator"]}
+    )
     with pytest.raises(ValueError, match="half holds no denoiser, only estimator"):
-        load_networks(tmp_path / "half", config, ["estimator", "denoiser"])
+        load_networks(tmp_path / "half", ModelConfig.of(config), ["estimator", "denoiser"])
     config.estimator.embed_dim = 48
     with pytest.raises(ValueError, match=r"config\.estimator: embed_dim 24 instead of 48$"):
-        load_networks(folder, config, ["estimator"])
+        load_networks(folder, ModelConfig.of(config), ["estimator"])

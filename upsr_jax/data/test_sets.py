@@ -1,14 +1,14 @@
 """Images to evaluate on: pairs, low-resolution images alone, or ground truths degraded here."""
 
+import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from ml_collections import ConfigDict
 from PIL import Image
 
 from upsr_jax.data.degradation.host import degrade
@@ -19,6 +19,23 @@ from upsr_jax.files.whole import file_sha256
 
 MIN_SIDE = 16  # of a ground truth that is degraded: less may be scaled to nothing on the way
 MAX_LR_PIXELS = 2**21  # each takes 17 kB of memory where LPIPS is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Folders of ground truth and of low-resolution images; "" where there is none.
+
+    `source` tells where to get them. Without `lr`, the centre squares of the ground truths, of at
+    most `crop_size` pixels a side, are degraded by `degradation`, from `seed` and their names.
+    """
+
+    gt: str
+    lr: str
+    source: str = "give another folder"
+    max_images: int = 10**9
+    seed: int = 0
+    crop_size: int = 256
+    degradation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Entry(NamedTuple):
@@ -45,22 +62,17 @@ class Example(NamedTuple):
     source_sha256: str = ""  # of the low-resolution image's file, or what it is made of
 
 
-def list_entries(settings: ConfigDict) -> list[Entry]:
-    """List the first config.eval.max_images of what `find_entries` finds."""
-    return find_entries(settings)[: settings.max_images]
-
-
-def find_entries(settings: ConfigDict) -> list[Entry]:
-    """List all images of config.eval, sorted by name, with absolute paths.
+def find_entries(images: ImageSet) -> list[Entry]:
+    """List all images, sorted by name, with absolute paths.
 
     Raises FileNotFoundError, with where to get them, if a folder is missing or has no image, and
     ValueError if an image of a pair is missing or a name is no text.
     """
-    gt, lr = (folder and os.path.abspath(folder) for folder in (settings.gt, settings.lr))
+    gt, lr = (folder and os.path.abspath(folder) for folder in (images.gt, images.lr))
     for folder in filter(None, (gt, lr)):
         if not (os.path.isdir(folder) and find_images(folder)):
             raise FileNotFoundError(
-                f"The images to evaluate on are not in '{folder}': {settings.source}."
+                f"The images to evaluate on are not in '{folder}': {images.source}."
             )
     if gt and lr:
         pairs = list_pairs(gt, lr)
@@ -79,17 +91,11 @@ def find_entries(settings: ConfigDict) -> list[Entry]:
     return entries
 
 
-def make_read_fn(config: ConfigDict) -> Callable[[Entry], Example]:
+def make_read_fn(images: ImageSet) -> Callable[[Entry], Example]:
     """Build the function that reads an entry; it raises OSError or ValueError for a broken image.
 
-    A ground truth without a low-resolution image is cut to its centre square of at most
-    config.eval.crop_size pixels and degraded, the same each time.
+    A ground truth without a low-resolution image is degraded, the same each time.
     """
-    settings, degradation = config.eval, config.degradation.to_dict()
-    if not settings.lr and config.data.use_sharp:
-        raise ValueError(
-            "evaluation compares with unsharpened images: set config.data.use_sharp to False"
-        )
 
     def read(entry: Entry) -> Example:
         digests = hash_each(entry)  # before they are read, so that a later change is seen
@@ -105,14 +111,14 @@ def make_read_fn(config: ConfigDict) -> Callable[[Entry], Example]:
         else:
             assert entry.gt is not None
             source_sha256 = sha256
-            hr = centre_crop(read_rgb(entry.gt), settings.crop_size)
+            hr = centre_crop(read_rgb(entry.gt), images.crop_size)
             if hr.shape[0] < MIN_SIDE:
                 raise ValueError(
                     f"'{entry.gt}' has {hr.shape[0]} pixels a side after cropping, but {MIN_SIDE} "
                     "are the least that is degraded."
                 )
-            rng = np.random.default_rng(image_seed(settings.seed, entry.name))
-            lr = picture = degrade(rng, hr, **degradation)
+            rng = np.random.default_rng(image_seed(images.seed, entry.name))
+            lr = picture = degrade(rng, hr, **images.degradation)
         height, width = lr.shape[:2]
         if height * width > MAX_LR_PIXELS:
             raise ValueError(

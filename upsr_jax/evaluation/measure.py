@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from upsr_jax.cluster.devices import fitting, local_mesh, put_whole
 from upsr_jax.data.prefetch import map_ahead
 from upsr_jax.data.test_sets import Example, image_seed
 from upsr_jax.evaluation.metric_list import METRICS, columns, measurable
 from upsr_jax.evaluation.pieces import canvas_side, group, repeat_last
+from upsr_jax.evaluation.settings import Settings
 from upsr_jax.evaluation.timing import Timing, make_program
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.upscale.restore import Restoration
 from upsr_jax.upscale.tiles import SCALE
 from upsr_jax.upscale.upscaler import Upscaler
@@ -56,10 +57,9 @@ class Meters(NamedTuple):
 
 
 def create_upscaler(
-    config: ConfigDict, params: Mapping[str, Any], model: str, timing: Timing
+    config: ModelConfig, params: Mapping[str, Any], settings: Settings, model: str, timing: Timing
 ) -> Upscaler:
-    """Create the upscaler that config.eval describes; `model` names it in notes."""
-    settings = config.eval
+    """Create the upscaler that the settings describe; `model` names it in notes."""
     return Upscaler.from_params(
         config,
         params,
@@ -74,12 +74,12 @@ def create_upscaler(
     )
 
 
-def create_meters(settings: ConfigDict, timing: Timing) -> Meters:
-    """Create what measures the metrics of config.eval that can be had.
+def create_meters(settings: Settings, timing: Timing) -> Meters:
+    """Create what measures the metrics that are asked for and can be had.
 
     Raises ValueError if there are none.
     """
-    names = measurable(settings.metrics, bool(settings.gt))
+    names = measurable(settings.metrics, bool(settings.images.gt))
     mesh = local_mesh()
     params: dict[str, Any] = {}
     functions: dict[str, dict[str, Callable[..., Any]]] = {}
@@ -116,16 +116,17 @@ def _measure_both(
     }
 
 
-def seed_of(settings: ConfigDict, name: str) -> int:
-    """Choose the seed of an image's noise: that of config.eval, or one of the image's own."""
-    return image_seed(settings.seed, name) if settings.noise_by_name else settings.seed
+def seed_of(settings: Settings, name: str) -> int:
+    """Choose the seed of an image's noise: that of all, or one of the image's own."""
+    seed = settings.images.seed
+    return image_seed(seed, name) if settings.noise_by_name else seed
 
 
 def restore_all(
     upscaler: Upscaler,
     read_fn: Callable[[Any], Example],
     entries: Iterable[Any],
-    settings: ConfigDict,
+    settings: Settings,
     timing: Timing,
 ) -> Generator[Measured | Failed, None, None]:
     """Read and restore images, several at once; yield them in their order, not measured yet.

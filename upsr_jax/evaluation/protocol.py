@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
-from ml_collections import ConfigDict
 
 from upsr_jax.cluster.environment import program
 from upsr_jax.evaluation.metric_list import METRICS
+from upsr_jax.evaluation.settings import Settings
 from upsr_jax.metrics.intervals import LEVEL, RESAMPLES
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.upscale.restore import SIZE_MULTIPLE
 from upsr_jax.upscale.upscaler import OVERLAP
 
@@ -27,14 +28,14 @@ def fingerprint(params: Mapping[str, Any]) -> str:
 
 
 def collect_settings(
-    config: ConfigDict, params: Mapping[str, Any], metrics: Sequence[str]
+    config: ModelConfig, params: Mapping[str, Any], settings: Settings, metrics: Sequence[str]
 ) -> dict[str, Any]:
     """Collect, ready for JSON, all that an evaluation's numbers depend on, but for the images.
 
     An evaluation may only go on in a folder that was begun with the very same.
     """
-    settings = config.eval
-    keys = ("gt", "lr", "seed", "noise_by_name", "per_device_batch", "tile", "overlap", "blend")
+    images = settings.images
+    keys = ("noise_by_name", "per_device_batch", "tile", "overlap", "blend", "fidelity")
     found: dict[str, Any] = {
         "program": program(),
         "model": settings.model,
@@ -44,18 +45,19 @@ def collect_settings(
         "device": jax.devices()[0].device_kind,
         # pyright knows no settings of jax
         "precision": jax.config.jax_default_matmul_precision or "default",  # pyright: ignore
-        **{key: settings[key] for key in (*keys, "fidelity")},
+        **{key: getattr(images, key) for key in ("gt", "lr", "seed")},
+        **{key: getattr(settings, key) for key in keys},
         "metrics": {name: METRICS[name].version for name in metrics},
     }
-    if not settings.lr:
-        degradation = json.dumps(config.degradation.to_dict(), sort_keys=True).encode()
-        found["crop_size"] = settings.crop_size
+    if not images.lr:
+        degradation = json.dumps(images.degradation, sort_keys=True).encode()
+        found["crop_size"] = images.crop_size
         found["degradation"] = hashlib.sha256(degradation).hexdigest()[:12]
     if config.network == "denoiser":
-        method = config.sampler.method
+        method = config.sampler["method"]
         found["sampler"] = method
-        found["steps"] = 1 if method == "one_step" else config.sampler.steps
-        found |= config.prior.to_dict() | {"diffusion": config.diffusion.to_dict()}
+        found["steps"] = 1 if method == "one_step" else config.sampler["steps"]
+        found |= config.prior | {"diffusion": config.diffusion}
     return found
 
 

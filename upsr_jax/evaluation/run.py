@@ -14,11 +14,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from upsr_jax.data.prefetch import map_ahead
-from upsr_jax.data.test_sets import Entry, find_entries, make_read_fn
+from upsr_jax.data.test_sets import Entry, ImageSet, find_entries, make_read_fn
 from upsr_jax.evaluation import folder
 from upsr_jax.evaluation.measure import (
     Failed,
@@ -37,9 +36,11 @@ from upsr_jax.evaluation.protocol import collect_settings, describe_protocol
 from upsr_jax.evaluation.pyiqa_scores import with_scores
 from upsr_jax.evaluation.report import write_report
 from upsr_jax.evaluation.report.results import RESULTS
+from upsr_jax.evaluation.settings import Settings
 from upsr_jax.evaluation.timing import Timing, timing_lines
 from upsr_jax.files.whole import write_json
 from upsr_jax.metrics.intervals import mean_over
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.upscale.restore import Sampling, with_sampling
 from upsr_jax.upscale.upscaler import OVERLAP, TILE, Upscaler, check_tile, name_model
 from upsr_jax.weights.model_folder import load_model, take_networks
@@ -66,37 +67,31 @@ def evaluate_folders(
     check_tile(tile, OVERLAP)
     config, params = load_model(model)
     config = with_sampling(config, sampling)
-    config.eval = dict(
+    settings = Settings(
+        ImageSet(gt=str(gt or ""), lr=str(lr), seed=seed),
         model=str(model),
-        gt=str(gt or ""),
-        lr=str(lr),
-        source="give another folder",
-        crop_size=256,
-        max_images=10**9,
-        pictures=1,
-        seed=seed,
-        noise_by_name=False,
         metrics=tuple(metrics),
-        per_device_batch=per_device_batch or Upscaler.tiles_per_device(),
         tile=tile,
         overlap=OVERLAP,
         blend="feather",
+        noise_by_name=False,
+        per_device_batch=per_device_batch or Upscaler.tiles_per_device(),
         fidelity=sampling.fidelity,
     )
-    config.degradation = {}  # unused: both folders hold what they should
     params = take_networks(model, config, params, config, ["estimator", config.network])
     name = name_model(Path(model))
-    return evaluate_set(config, find_entries(config.eval), params, Path(out), name)
+    return evaluate_set(config, params, settings, find_entries(settings.images), Path(out), name)
 
 
 def evaluate_set(
-    config: ConfigDict,
-    entries: Sequence[Entry],
+    config: ModelConfig,
     params: Mapping[str, Any],
+    settings: Settings,
+    entries: Sequence[Entry],
     out: Path,
     model: str | None = None,
 ) -> dict[str, Any]:
-    """Restore and measure the first config.eval.max_images; write and return `out/results.json`.
+    """Restore and measure the first `max_images` entries; write and return `out/results.json`.
 
     `out` also gets the images, their noise weights and rows.jsonl as they are done, and the report
     at the end; the same call does only what is missing, or has changed. Processes share the images
@@ -109,18 +104,20 @@ def evaluate_set(
       ValueError: the folder was begun with other options, is in use or holds the images to evaluate
         on; or the config asks for what can't be.
     """
-    folder.check_apart(out, (config.eval.gt, config.eval.lr))
-    metrics = measurable(config.eval.metrics, bool(config.eval.gt))
-    settings = collect_settings(config, params, metrics)
-    protocol = describe_protocol(settings)
-    found, entries = len(entries), entries[: config.eval.max_images]
-    with folder.opened(out, settings, entries):
+    images = settings.images
+    folder.check_apart(out, (images.gt, images.lr))
+    metrics = measurable(settings.metrics, bool(images.gt))
+    decisive = collect_settings(config, params, settings, metrics)
+    protocol = describe_protocol(decisive)
+    found, entries = len(entries), entries[: images.max_images]
+    with folder.opened(out, decisive, entries):
         rows = folder.read_rows(out)
         own = share(entries, jax.process_index(), jax.process_count())
         missing = [entry for entry in own if entry.name not in rows]
         timing = Timing()
         if missing:
-            run(config, params, model or settings["weights"], missing, out, timing)
+            name = model or decisive["weights"]
+            run(config, params, settings, name, missing, out, timing)
         devices = {"processes": jax.process_count(), "devices": jax.device_count()}
         timings = timing.summary() | devices
         rows = folder.wait_for_rows(out, [entry.name for entry in entries])
@@ -137,8 +134,9 @@ def evaluate_set(
 
 
 def run(
-    config: ConfigDict,
+    config: ModelConfig,
     params: Mapping[str, Any],
+    settings: Settings,
     model: str,
     entries: Sequence[Entry],
     out: Path,
@@ -146,13 +144,13 @@ def run(
 ) -> None:
     """Do the images of this process, on all its devices, and write files and rows in threads."""
     with timing.spent("setup"):
-        upscaler = create_upscaler(config, params, model, timing)
-        meters = create_meters(config.eval, timing)
+        upscaler = create_upscaler(config, params, settings, model, timing)
+        meters = create_meters(settings, timing)
     progress = tqdm(total=len(entries), unit="image", disable=jax.process_index() != 0)
     rows = folder.Rows(out)
     files = {entry.name: {"lr": entry.lr, "gt": entry.gt} for entry in entries}
-    finish_fn = partial(finish, config.eval, upscaler, meters, out, files, rows, timing, progress)
-    restored = restore_all(upscaler, make_read_fn(config), entries, config.eval, timing)
+    finish_fn = partial(finish, settings, upscaler, meters, out, files, rows, timing, progress)
+    restored = restore_all(upscaler, make_read_fn(settings.images), entries, settings, timing)
     with progress, closing(rows), closing(restored):
         measured = measure_all(restored, meters)
         for is_whole in map_ahead(finish_fn, measured, 0, THREADS, ahead=2 * THREADS):
@@ -161,7 +159,7 @@ def run(
 
 
 def finish(
-    settings: ConfigDict,
+    settings: Settings,
     upscaler: Upscaler,
     meters: Meters,
     out: Path,

@@ -10,11 +10,10 @@ import cv2
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
 from upsr_jax.cluster.devices import local_mesh, localize
 from upsr_jax.data.degradation.host import to_bytes, to_unit
-from upsr_jax.data.test_sets import Example, list_entries, make_read_fn
+from upsr_jax.data.test_sets import Example, find_entries, make_read_fn
 from upsr_jax.evaluation.measure import (
     Failed,
     Measured,
@@ -25,7 +24,9 @@ from upsr_jax.evaluation.measure import (
     restore_all,
 )
 from upsr_jax.evaluation.pieces import share
+from upsr_jax.evaluation.settings import Settings
 from upsr_jax.evaluation.timing import Timing
+from upsr_jax.models.config import ModelConfig
 
 
 class Report(NamedTuple):
@@ -47,16 +48,17 @@ class Evaluator:
     params, however they are split in training, on every device.
     """
 
-    def __init__(self, config: ConfigDict, gather_fn: Callable[[Any], Any]):
-        self.settings = config.eval
-        self.entries = list_entries(config.eval)
+    def __init__(self, config: ModelConfig, settings: Settings, gather_fn: Callable[[Any], Any]):
+        self.settings = settings
+        self.entries = find_entries(settings.images)[: settings.images.max_images]
         self.timing = Timing()
-        self.meters = create_meters(config.eval, self.timing)
-        read_fn = make_read_fn(config)
+        self.meters = create_meters(settings, self.timing)
+        read_fn = make_read_fn(settings.images)
         own = share(self.entries, jax.process_index(), jax.process_count())
         self.examples = [read_fn(entry) for entry in own]
         self.gather_fn = gather_fn
-        self.upscaler = create_upscaler(config, {}, "", self.timing)  # the params come with a call
+        # The params come with a call.
+        self.upscaler = create_upscaler(config, {}, settings, "", self.timing)
 
     def __call__(self, params: Mapping[str, Any], stop_fn: Callable[[], bool]) -> Report | None:
         """Restore and measure every image; None as soon as `stop_fn` says so.

@@ -24,10 +24,12 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as ocm
 
 from upsr_jax.evaluation.metric_list import METRICS
-from upsr_jax.train.config import config_as_json, flatten
+from upsr_jax.models.config import ModelConfig
+from upsr_jax.models.rules import flatten
+from upsr_jax.train.config import config_as_json
 from upsr_jax.train.sharding import put
 from upsr_jax.train.state import TrainState
-from upsr_jax.weights.model_folder import as_config, save_model
+from upsr_jax.weights.model_folder import save_model
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +50,13 @@ ADDED = {
     "optimizer.muon": False,
 }
 MOVED = {"degradation.use_sharp": "data.use_sharp"}  # keys that had another name, with today's
-# What rebuilds and runs a model; data, paths and training stay with the run.
-MODEL_BLOCKS = ("network", "dtype", "model", "estimator", "diffusion", "prior", "sampler")
 
 
 class Checkpoint(NamedTuple):
     """One checkpoint, read into the host's memory: NumPy arrays."""
 
     step: int
-    config: ConfigDict
+    config: ModelConfig
     state: dict[str, Any]
     model: dict[str, Any]
 
@@ -265,7 +265,7 @@ def read_checkpoint(workdir: str | Path, step: int | None = None) -> Checkpoint:
         raise ValueError(
             f"{folder / str(step)} is damaged ({damage}): take another step"
         ) from error
-    return Checkpoint(step, as_config(meta["config"]), items["state"], items["model"])
+    return Checkpoint(step, ModelConfig.of(meta["config"]), items["state"], items["model"])
 
 
 def export_model(
@@ -276,15 +276,8 @@ def export_model(
     Raises what `read_checkpoint` and `model_folder.save_model` raise.
     """
     checkpoint = read_checkpoint(workdir, step)
-    write_model(folder, checkpoint.config, checkpoint.model, overwrite)
+    save_model(folder, checkpoint.config, checkpoint.model, overwrite)
     return checkpoint.step
-
-
-def write_model(
-    folder: str | Path, config: ConfigDict, params: Mapping[str, Any], overwrite: bool
-) -> None:
-    """Write the model folder of a run's config and params; raises what `save_model` raises."""
-    save_model(folder, {key: config[key] for key in MODEL_BLOCKS}, params, overwrite)
 
 
 def model_params(config: ConfigDict, ema_params: Any, frozen: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """Check a config before anything is done with it: each key has one reader, each reader its keys."""
 
-import difflib
-import inspect
+import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
@@ -15,22 +14,27 @@ from upsr_jax.data.degradation.host import (
     random_noise,
     random_sinc,
 )
-from upsr_jax.diffusion import Schedule
+from upsr_jax.data.test_sets import ImageSet
 from upsr_jax.evaluation.metric_list import METRICS, measurable
-from upsr_jax.models.atd import ATD
-from upsr_jax.models.swin_unet import SwinUNet
-from upsr_jax.prior import make_prior
-from upsr_jax.sampler import METHODS
+from upsr_jax.evaluation.settings import Settings
+from upsr_jax.models.config import ModelConfig
+from upsr_jax.models.rules import (
+    POSITIVE,
+    SHARE,
+    Rule,
+    arguments,
+    at_least,
+    check_keys,
+    check_values,
+    flatten,
+    one_of,
+)
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
 from upsr_jax.train.sharding import create_mesh
 from upsr_jax.upscale.upscaler import check_tile
 
 # Blocks that are the keyword arguments of one function.
 CALLS: dict[str, Callable[..., Any]] = {
-    "model": SwinUNet,
-    "estimator": ATD,
-    "diffusion": Schedule.create,
-    "prior": make_prior,
     "schedule": create_schedule,
     "optimizer": create_optimizer,
     "mesh": create_mesh,
@@ -39,10 +43,6 @@ CALLS: dict[str, Callable[..., Any]] = {
     **{f"degradation.{order}.noise": random_noise for order in ("first", "second")},
     "degradation.final.sinc": random_sinc,
 }
-NOT_FROM_CONFIG = {  # arguments of these functions that no config gives
-    *("self", "parent", "name", "dtype", "remat"),
-    *("estimate_fn", "lr", "rng", "image", "schedule"),
-}
 # Blocks whose keys are read one by one.
 KEYS: dict[str, set[str]] = {
     "": {
@@ -50,7 +50,6 @@ KEYS: dict[str, set[str]] = {
         *("degradation", "data", "pretrained", "loss", "schedule", "optimizer", "mesh", "train"),
         "eval",
     },
-    "sampler": {"method", "steps"},
     "degradation": {"first", "second", "final"},
     "degradation.first": {"blur", "resize", "noise", "jpeg_quality"},
     "degradation.second": {"blur", "resize", "noise"},
@@ -65,16 +64,15 @@ KEYS: dict[str, set[str]] = {
         *("steps", "microbatches", "remat", "ema_decay", "log_every", "checkpoint_every"),
         *("keep_checkpoints", "keep_every", "keep_best", "eval_every"),
     },
-    "eval": {
-        *("model", "gt", "lr", "source", "crop_size", "max_images", "pictures", "seed"),
-        *("noise_by_name", "metrics", "per_device_batch", "tile", "overlap", "blend", "fidelity"),
-    },
+    "eval": {field.name for kind in (Settings, ImageSet) for field in dataclasses.fields(kind)}
+    - {"images", "degradation"},
 }
 
 
 def check_config(config: ConfigDict) -> None:
     """Raise ValueError for a key that nothing reads or that is missing, or a value out of range."""
     _check_block("", config)
+    ModelConfig.of(config)
     _check_values(flatten(config.to_dict()))
     check_tile(config.eval.tile, config.eval.overlap)
 
@@ -107,28 +105,16 @@ def check_training(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
         )
 
 
-def _check_block(path: str, block: Any) -> None:
-    if not isinstance(block, ConfigDict):
-        if block is None and path == "degradation.second":
-            return  # a degradation of one order
-        raise ValueError(f"config.{path} is {block!r}, but must be a block of keys")
-    known = KEYS[path] if path in KEYS else arguments(CALLS[path])
-    for key in block:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
-            raise ValueError(f"nothing reads {_name(path, key)}: {hint}")
-    for key in sorted(known - set(block)):
-        raise ValueError(f"{_name(path, key)} is missing: the other configs show a value")
-    for key in block:
-        inner = f"{path}.{key}".lstrip(".")
-        if inner in KEYS or inner in CALLS:
-            _check_block(inner, block[key])
-
-
-def arguments(function: Callable[..., Any]) -> set[str]:
-    """Name the arguments of a function, or of a network, that a config gives."""
-    return set(inspect.signature(function).parameters) - NOT_FROM_CONFIG
+def eval_settings(config: ConfigDict) -> Settings:
+    """Take what an evaluation reads out of a config; raises ValueError for sharpened images."""
+    values = config.eval.to_dict()
+    if not values["lr"] and config.data.use_sharp:
+        raise ValueError(
+            "evaluation compares with unsharpened images: set config.data.use_sharp to False"
+        )
+    keys = ("gt", "lr", "source", "max_images", "seed", "crop_size")
+    images = {key: values.pop(key) for key in keys}
+    return Settings(ImageSet(**images, degradation=config.degradation.to_dict()), **values)
 
 
 def config_as_json(config: ConfigDict) -> dict[str, Any]:
@@ -136,35 +122,14 @@ def config_as_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Name every value of nested mappings by its path: {"data.crop_size": 256, ...}."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _name(path: str, key: str) -> str:
-    return ".".join(filter(None, ("config", path, key)))
-
-
-class Rule(NamedTuple):
-    """What a value must be, in words and as a test."""
-
-    wish: str
-    holds: Callable[[Any], bool]
-
-
-def _at_least(least: int, meaning: str = "") -> Rule:
-    return Rule(f"at least {least}{meaning}", lambda value: value >= least)
-
-
-def _one_of(*choices: str) -> Rule:
-    names = ", ".join(choice or "''" for choice in choices)
-    return Rule(f"one of {names}", lambda value: value in choices)
+def _check_block(path: str, block: Any) -> None:
+    known = KEYS[path] if path in KEYS else arguments(CALLS[path])
+    check_keys(path, block, known)
+    for key in known:
+        inner = f"{path}.{key}".lstrip(".")
+        one_order = inner == "degradation.second" and block[key] is None
+        if (inner in KEYS or inner in CALLS) and not one_order:
+            _check_block(inner, block[key])
 
 
 def _ascending(lowest: float | int, highest: float | int, wish: str, odd: bool = False) -> Rule:
@@ -175,31 +140,19 @@ def _ascending(lowest: float | int, highest: float | int, wish: str, odd: bool =
     return Rule(f"two {wish}, the smaller one first", holds)
 
 
-SHARE = Rule("in 0..1", lambda value: 0 <= value <= 1)
 DECAY = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
-POSITIVE = Rule("above 0", lambda value: value > 0)
 ODD_SIZES = _ascending(1, 51, "odd sizes in 1..51", odd=True)
 AMOUNTS = _ascending(0, float("inf"), "numbers from 0 on")
 # A random exponent is drawn from below 1 or from above, and so is a factor.
 AROUND_1 = Rule("two numbers above 0 with 1 between", lambda ends: 0 < ends[0] <= 1 <= ends[1])
 
 RULES = {
-    "network": _one_of("denoiser", "estimator"),
-    "dtype": _one_of("float32", "bfloat16", "float64"),
     "seed": Rule("a whole number in 0..4294967295", lambda seed: 0 <= seed < 2**32),
-    "model.shift_mask": _one_of("released", "swin"),
-    "diffusion.end": Rule("above 0 and at most 1", lambda end: 0 < end <= 1),
-    "diffusion.power": POSITIVE,
-    "diffusion.min_noise_level": POSITIVE,
-    "prior.un": _at_least(0, ", which gives all pixels the same noise"),
-    "prior.min_noise": SHARE,
-    "sampler.method": _one_of(*METHODS),
-    "sampler.steps": _at_least(1),
     "data.pairs": Rule(
         "a folder of ground truth and one of low-resolution images, or ()",
         lambda pairs: len(pairs) in (0, 2),
     ),
-    "data.batch_size": _at_least(1),
+    "data.batch_size": at_least(1),
     "data.crop_size": Rule("a multiple of 4 from 16 on", lambda size: size >= 16 and size % 4 == 0),
     "data.scale": Rule(
         "two factors above 0 and at most 1, the smaller one first",
@@ -209,35 +162,35 @@ RULES = {
         "0 to 45 degrees, as crops are flipped and transposed too",
         lambda degrees: 0 <= degrees <= 45,
     ),
-    "data.num_workers": _at_least(0),
-    "data.num_threads": _at_least(0),
+    "data.num_workers": at_least(0),
+    "data.num_threads": at_least(0),
     "data.max_bad_fraction": SHARE,
-    "loss.lpips_weight": _at_least(0),
-    "eval.max_images": _at_least(1),
-    "eval.pictures": _at_least(1),
-    "eval.per_device_batch": _at_least(1),
+    "loss.lpips_weight": at_least(0),
+    "eval.max_images": at_least(1),
+    "eval.pictures": at_least(1),
+    "eval.per_device_batch": at_least(1),
     "eval.metrics": Rule(
         f"some of {', '.join(METRICS)}", lambda names: names and set(names) <= set(METRICS)
     ),
     "eval.fidelity": SHARE,
-    "eval.blend": _one_of("feather", "mean"),
+    "eval.blend": one_of("feather", "mean"),
     "schedule.learning_rate": POSITIVE,
-    "schedule.warmup_steps": _at_least(0),
-    "schedule.decay_steps": _at_least(0, ", which is a constant rate"),
-    "schedule.final_learning_rate": _at_least(0),
+    "schedule.warmup_steps": at_least(0),
+    "schedule.decay_steps": at_least(0, ", which is a constant rate"),
+    "schedule.final_learning_rate": at_least(0),
     "optimizer.b1": DECAY,
     "optimizer.b2": DECAY,
-    "optimizer.weight_decay": _at_least(0),
-    "optimizer.clip_norm": _at_least(0, ", which doesn't clip"),
-    "train.steps": _at_least(1),
-    "train.microbatches": _at_least(1),
+    "optimizer.weight_decay": at_least(0),
+    "optimizer.clip_norm": at_least(0, ", which doesn't clip"),
+    "train.steps": at_least(1),
+    "train.microbatches": at_least(1),
     "train.ema_decay": DECAY,
-    "train.log_every": _at_least(1),
-    "train.checkpoint_every": _at_least(1),
-    "train.keep_checkpoints": _at_least(1),
-    "train.keep_every": _at_least(0, ", which keeps none"),
-    "train.keep_best": _one_of(*METRICS, ""),
-    "train.eval_every": _at_least(0, ", which is never"),
+    "train.log_every": at_least(1),
+    "train.checkpoint_every": at_least(1),
+    "train.keep_checkpoints": at_least(1),
+    "train.keep_every": at_least(0, ", which keeps none"),
+    "train.keep_best": one_of(*METRICS, ""),
+    "train.eval_every": at_least(0, ", which is never"),
 }
 DEGRADATION_RULES = {  # by the end of the name
     **dict.fromkeys(("prob", "sinc_prob", "gaussian_prob", "gray_prob"), SHARE),
@@ -257,14 +210,9 @@ DEGRADATION_RULES = {  # by the end of the name
 
 
 def _check_values(values: dict[str, Any]) -> None:
-    """Raise ValueError, naming the wish, for the first value, by its path, that can't be."""
-    for name, value in values.items():
-        rule = RULES.get(name)
-        if name.startswith("degradation."):
-            ends = (end for end in DEGRADATION_RULES if name.endswith(f".{end}"))
-            rule = DEGRADATION_RULES.get(next(ends, ""))
-        if rule and not _holds(rule, value):
-            raise ValueError(f"config.{name} is {value!r}: it must be {rule.wish}")
+    """Raise ValueError for the first value, by its path, that can't be."""
+    rules = {name: rule for name in values if (rule := RULES.get(name) or _degradation_rule(name))}
+    check_values((name, values[name], rule) for name, rule in rules.items())
     for order in ("first", "second"):
         path = f"degradation.{order}.resize"
         up, down = (values.get(f"{path}.{way}_prob", 0) for way in ("up", "down"))
@@ -278,16 +226,9 @@ def _check_values(values: dict[str, Any]) -> None:
             f"config.data has scale {values['data.scale']} and rotation {values['data.rotation']}: "
             "they must be (1.0, 1.0) and 0.0 for pairs"
         )
-    levels = [values[f"model.{key}"] for key in ("multipliers", "num_res_blocks")]
-    if len(levels[0]) != len(levels[1]):
-        raise ValueError(
-            f"config.model has multipliers {levels[0]} and num_res_blocks {levels[1]}: give one "
-            "of each for every level"
-        )
 
 
-def _holds(rule: Rule, value: Any) -> bool:
-    try:
-        return bool(rule.holds(value))
-    except (TypeError, ValueError, IndexError):  # of another type, or another number of values
-        return False
+def _degradation_rule(name: str) -> Rule | None:
+    if not name.startswith("degradation."):
+        return None
+    return next((rule for end, rule in DEGRADATION_RULES.items() if name.endswith(f".{end}")), None)

@@ -7,8 +7,9 @@ from ml_collections import ConfigDict
 
 from upsr_jax.data.test_sets import find_entries
 from upsr_jax.evaluation.run import evaluate_set
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.train.checkpoints import read_checkpoint
-from upsr_jax.train.config import check_config
+from upsr_jax.train.config import check_config, eval_settings
 from upsr_jax.weights.model_folder import check_same, load_model, take_networks
 
 
@@ -23,32 +24,36 @@ def evaluate(
     """
     check_config(config)
     workdir = Path(workdir)
-    entries = find_entries(config.eval)  # before a model is asked for: sets take longer to get
-    params = load_params(config, workdir)
-    return evaluate_set(config, entries, params, Path(out or workdir / "evaluation"))
+    settings = eval_settings(config)
+    entries = find_entries(settings.images)  # before a model is asked for: sets take longer to get
+    model_config = ModelConfig.of(config)
+    params = load_params(model_config, settings.model, workdir)
+    out = Path(out or workdir / "evaluation")
+    return evaluate_set(model_config, params, settings, entries, out)
 
 
-def load_params(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Load the model folder config.eval.model, or else the last checkpoint in `workdir`.
+def load_params(config: ModelConfig, model: str, workdir: Path) -> dict[str, Any]:
+    """Load the folder `model`, or where that is "" the last checkpoint in `workdir`.
 
     Raises ValueError if networks are missing, or they were trained for another config.
     """
-    if config.eval.model:
-        name, (stored, params) = config.eval.model, load_model(config.eval.model)
+    if model:
+        name, (stored, params) = model, load_model(model)
     else:
         last = read_checkpoint(workdir)
         name, stored, params = workdir, last.config, last.model
     params = take_networks(name, stored, params, config, ["estimator", config.network])
     if config.network == "denoiser":
         check_same(name, stored, config, "diffusion")
-        if stored.sampler.method == "one_step" != config.sampler.method:
+        method, un = config.sampler["method"], config.prior["un"]
+        if stored.sampler["method"] == "one_step" != method:
             raise ValueError(
-                f"{name} was trained to restore in one step and has not learned "
-                f"{config.sampler.method}: set config.sampler.method to one_step"
+                f"{name} was trained to restore in one step and has not learned {method}: set "
+                "config.sampler.method to one_step"
             )
-        if stored.prior.un != config.prior.un:
+        if stored.prior["un"] != un:
             raise ValueError(
-                f"{name} was trained with config.prior.un = {stored.prior.un}, not "
-                f"{config.prior.un}: set it so"
+                f"{name} was trained with config.prior.un = {stored.prior['un']}, not {un}: set it "
+                "so"
             )
     return params

@@ -21,6 +21,7 @@ from upsr_jax.cluster.join import create_workdir
 from upsr_jax.data.pipeline import example_names, open_sources, train_batches
 from upsr_jax.evaluation.watch import Evaluator
 from upsr_jax.files.whole import write_whole
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.train.checkpoints import (
     FOLDER,
     check_images,
@@ -31,9 +32,8 @@ from upsr_jax.train.checkpoints import (
     open_checkpoints,
     restore,
     save,
-    write_model,
 )
-from upsr_jax.train.config import check_config, check_training
+from upsr_jax.train.config import check_config, check_training, eval_settings
 from upsr_jax.train.describe import describe_run, log_setup, speed_limits
 from upsr_jax.train.meter import Meter
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
@@ -41,6 +41,7 @@ from upsr_jax.train.sharding import create_mesh, make_gather_fn, replicated, to_
 from upsr_jax.train.state import abstract_state, create_sharded_state, load_frozen
 from upsr_jax.train.step import LossFn, make_loss_fn, make_train_step
 from upsr_jax.train.writer import Writer
+from upsr_jax.weights.model_folder import save_model
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def train_and_evaluate(
         if is_main:
             log_setup(config, mesh, state.params)
         gather_fn = make_gather_fn(mesh)
-        evaluator = Evaluator(config, gather_fn) if settings.eval_every else None
+        evaluator = create_evaluator(config, gather_fn) if settings.eval_every else None
         meter = Meter(config.data.batch_size, *speed_limits(config, state.params, frozen))
         loss_fn = make_loss_fn(config, settings.remat)
         train_step = jax.jit(
@@ -209,6 +210,11 @@ def is_finished(workdir: Path) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(finished))
 
 
+def create_evaluator(config: ConfigDict, gather_fn: Callable[[Any], Any]) -> Evaluator:
+    """Create what evaluates during training, as config.eval says."""
+    return Evaluator(ModelConfig.of(config), eval_settings(config), gather_fn)
+
+
 def write_evaluation(
     evaluator: Evaluator, params: Any, signals: list[int], step: int, writer: Writer
 ) -> dict[str, float] | None:
@@ -275,6 +281,6 @@ def finish(workdir: Path, config: ConfigDict, params: Any, step: int) -> None:
     `params` are the model's, whole on every device.
     """
     if jax.process_index() == 0:
-        write_model(workdir / "model", config, params, overwrite=True)
+        save_model(workdir / "model", ModelConfig.of(config), params, overwrite=True)
         write_whole(workdir / "finished", f"{step}\n".encode())
         logger.info("model folder: %s", workdir / "model")

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from upsr_jax.models.build import init_denoiser, init_estimator
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.train.sharding import put, replicated, split_state
 from upsr_jax.weights.model_folder import load_networks
 from upsr_jax.weights.published import load_lpips_vgg
@@ -63,7 +64,7 @@ def load_part(config: ConfigDict, part: str) -> Any:
             f"training the denoiser needs a trained {part}: set config.pretrained.{part} to a "
             "model folder, trained with configs/estimator_x4.py or converted with `upsr convert`"
         )
-    return load_networks(folder, config, [part])[part]
+    return load_networks(folder, ModelConfig.of(config), [part])[part]
 
 
 def create_sharded_state(

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from upsr_jax.diffusion import Schedule
 from upsr_jax.losses import diffusion_loss, draw_moves, estimator_loss, move
 from upsr_jax.models.build import apply, create_denoiser, create_estimator
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.models.lpips import LPIPS
 from upsr_jax.prior import make_prior
 from upsr_jax.train.sharding import replicated, split_state
@@ -29,7 +30,8 @@ def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
     `Meter.add` takes them. `remat` tells what the backward pass computes again (`SwinUNet`).
     """
     learns = config.network == "estimator"
-    estimator = create_estimator(config, remat if learns else "none")
+    model = ModelConfig.of(config)
+    estimator = create_estimator(model, remat if learns else "none")
     lpips = LPIPS(dtype=config.dtype, remat=remat)
     weight = config.loss.lpips_weight
 
@@ -58,7 +60,7 @@ def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
 
         return loss_of_estimator
 
-    denoiser = create_denoiser(config, remat)
+    denoiser = create_denoiser(model, remat)
     schedule = Schedule.create(**config.diffusion)
     steps = config.diffusion.steps
     # A one-step model is never asked for another step than the last.

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
 from upsr_jax.diffusion import Schedule, respace
 from upsr_jax.models.build import apply, create_denoiser, create_estimator
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.prior import make_prior
 from upsr_jax.sampler import METHODS, draw_again, sample
 
@@ -58,45 +58,44 @@ class Sampling:
                 raise ValueError(f"{name} is {value}, but must lie in 0..1")
 
 
-def with_sampling(config: ConfigDict, sampling: Sampling) -> ConfigDict:
-    """Copy a model's config and change how it samples, but for the fidelity.
+def with_sampling(config: ModelConfig, sampling: Sampling) -> ModelConfig:
+    """Change how a model samples, but for the fidelity.
 
     Raises ValueError for what the model was not trained for.
     """
-    config = config.copy_and_resolve_references()
     steps, method, min_noise = sampling.steps, sampling.method, sampling.min_noise
     if (steps, method, min_noise) == (None, None, None):
         return config
     if config.network == "estimator":
         raise ValueError("this model is an estimator alone: it doesn't sample, so leave out how to")
-    if config.sampler.method == "one_step" and (method or "one_step", steps or 1) != (
-        "one_step",
-        1,
-    ):
+    trained = config.sampler["method"]
+    if trained == "one_step" and (method or "one_step", steps or 1) != ("one_step", 1):
         raise ValueError(
             "this model was trained to restore in one step and has not learned the others: leave "
             "out steps and sampler"
         )
-    config.sampler.method = method or config.sampler.method
-    if config.sampler.method == "one_step":
+    method = method or trained
+    if method == "one_step":
         if steps not in (None, 1):
             raise ValueError(f"one_step makes 1 step: for {steps} choose ddim or ancestral")
+        steps = None  # which this method doesn't read
     elif steps is not None:
-        if not 1 <= steps <= config.diffusion.steps:
+        most = config.diffusion["steps"]
+        if not 1 <= steps <= most:
             raise ValueError(
-                f"this model was trained with {config.diffusion.steps} steps: choose 1 to "
-                f"{config.diffusion.steps} of them, not {steps}"
+                f"this model was trained with {most} steps: choose 1 to {most} of them, not {steps}"
             )
-        config.sampler.steps = steps
-    if min_noise is not None:
-        if config.prior.un == 0:
-            raise ValueError("this model weighs no noise (un is 0), so leave out min_noise")
-        config.prior.min_noise = float(min_noise)
-    return config
+    if min_noise is not None and config.prior["un"] == 0:
+        raise ValueError("this model weighs no noise (un is 0), so leave out min_noise")
+    return dataclasses.replace(
+        config,
+        sampler={"method": method, "steps": steps or config.sampler["steps"]},
+        prior=config.prior | ({} if min_noise is None else {"min_noise": float(min_noise)}),
+    )
 
 
 def make_super_resolve(
-    config: ConfigDict,
+    config: ModelConfig,
     fidelity: float = 0.0,
 ) -> Callable[[Mapping[str, Any], Array, Array], Restoration]:
     """Build the function `(params, lr, noise) -> Restoration`, to be jitted by the caller.
@@ -126,10 +125,10 @@ def make_super_resolve(
         return restore_by_estimator
 
     denoiser = create_denoiser(config)
-    method = config.sampler.method
+    method = config.sampler["method"]
     schedule = Schedule.create(**config.diffusion)
     if method != "one_step":  # which starts where training did, at the last step of all
-        schedule = respace(schedule, config.sampler.steps)
+        schedule = respace(schedule, config.sampler["steps"])
 
     def restore(params: Mapping[str, Any], lr: Array, noise: Array) -> Restoration:
         prior = prior_of(params, lr)

@@ -19,7 +19,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Float32, UInt8
-from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
@@ -27,6 +26,7 @@ from upsr_jax.cluster.devices import fitting, local_mesh, put_whole, split_rows
 from upsr_jax.cluster.environment import program
 from upsr_jax.files.photos import to_pixels, visible_colours
 from upsr_jax.files.whole import file_sha256
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.upscale.batcher import TileBatcher
 from upsr_jax.upscale.restore import (
     SIZE_MULTIPLE,
@@ -93,7 +93,7 @@ class Upscaler:
     @classmethod
     def from_params(
         cls,
-        config: ConfigDict,
+        config: ModelConfig,
         params: Mapping[str, Any],
         model: str,
         fidelity: float = 0.0,
@@ -111,8 +111,8 @@ class Upscaler:
         program = make_program(lambda params, tiles: super_resolve(params, *tiles), mesh)
         recipe = {
             "model": model,
-            "sampler": config.sampler.to_dict(),
-            "prior": config.prior.to_dict(),
+            "sampler": config.sampler,
+            "prior": config.prior,
             "fidelity": fidelity,
         }
         return cls(

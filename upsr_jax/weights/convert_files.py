@@ -24,6 +24,7 @@ from upsr_jax.convert import (
 from upsr_jax.files.whole import file_sha256
 from upsr_jax.models.attention import SHIFT_REGIONS
 from upsr_jax.models.build import CONFIG_BLOCKS
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.weights.model_folder import WEIGHTS, load_model, save_model
 from upsr_jax.weights.torch_files import read_torch, write_torch
 
@@ -76,8 +77,8 @@ def torch_to_folder(sources: Sequence[Path], destination: Path, overwrite: bool)
         )
     networks = [kind for kind in CONFIG_BLOCKS if kind in params]
     if networks:
-        config |= RELEASED | {"network": networks[0]}
-    save_model(destination, config, params, overwrite)
+        config = RELEASED | {"network": networks[0]} | config
+    save_model(destination, ModelConfig.of(config) if networks else None, params, overwrite)
     report.append(f"{destination}: written, sha256 {file_sha256(destination / WEIGHTS)}")
     if "estimator" in networks:
         report.append(
@@ -93,9 +94,8 @@ def folder_to_torch(folder: Path, destination: Path, overwrite: bool) -> list[st
     """Convert a model folder to upsr.pth and atd_real.pth; see `convert_files`."""
     config, params = load_model(folder, dtype=None)
     kinds = [kind for kind in TORCH_FILES if kind in params]
-    if not kinds:
-        raise ValueError(f"{folder} holds neither denoiser nor estimator but {', '.join(params)}")
-    if "denoiser" in kinds and config.model.residual:
+    blocks = {kind: getattr(config, CONFIG_BLOCKS[kind]) for kind in kinds}
+    if "denoiser" in kinds and blocks["denoiser"]["residual"]:
         raise ValueError(
             f"{folder} holds a denoiser with residual=True, which PyTorch's UPSR does not have"
         )
@@ -106,9 +106,7 @@ def folder_to_torch(folder: Path, destination: Path, overwrite: bool) -> list[st
                 "choose another folder or overwrite it"
             )
     to_torch = {"denoiser": denoiser_to_torch, "estimator": estimator_to_torch}
-    state_dicts = {
-        kind: to_torch[kind](params[kind], config[CONFIG_BLOCKS[kind]].to_dict()) for kind in kinds
-    }
+    state_dicts = {kind: to_torch[kind](params[kind], blocks[kind]) for kind in kinds}
     destination.mkdir(parents=True, exist_ok=True)
     report = []
     for kind, arrays in state_dicts.items():
@@ -118,10 +116,11 @@ def folder_to_torch(folder: Path, destination: Path, overwrite: bool) -> list[st
             f"{path}: {kind}, {len(arrays)} entries under params_ema, "
             f"{count(params[kind]):,} parameters, sha256 {file_sha256(path)}"
         )
-        if kind == "estimator" and config.estimator.category_size != RELEASED_CATEGORY_SIZE:
+        size = blocks[kind].get("category_size", RELEASED_CATEGORY_SIZE)
+        if size != RELEASED_CATEGORY_SIZE:
             report.append(
-                f"{path}: note down category_size {config.estimator.category_size}, which the file "
-                f"doesn't hold; read back, it would be taken as {RELEASED_CATEGORY_SIZE}"
+                f"{path}: note down category_size {size}, which the file doesn't hold; read back, "
+                f"it would be taken as {RELEASED_CATEGORY_SIZE}"
             )
     return report
 

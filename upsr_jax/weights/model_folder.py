@@ -8,29 +8,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from ml_collections import ConfigDict
 from numpy.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from upsr_jax.files.whole import file_sha256, whole_folder, write_json, write_whole
-from upsr_jax.models.build import CONFIG_BLOCKS
+from upsr_jax.models.build import CONFIG_BLOCKS, check_params
+from upsr_jax.models.config import ModelConfig
 
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "sha256"
+MOST_CONFIG_BYTES = 2**20
 
 
 def save_model(
     folder: str | Path,
-    config: ConfigDict | Mapping[str, Any],
+    config: ModelConfig | None,
     params: Mapping[str, Any],
     overwrite: bool = False,
 ) -> None:
     """Write a model folder; arrays keep their dtype and are named by their path, joined by "/".
 
-    Raises FileExistsError if the folder exists, unless `overwrite` and it holds a model, and
-    TypeError if the config holds anything but numbers, strings, None, sequences and mappings.
+    Without a denoiser and an estimator there is no config. Raises FileExistsError if the folder
+    exists, unless `overwrite` and it holds a model.
     """
     arrays = {
         # safetensors writes a transposed view's buffer as it lies, that is, wrongly.
@@ -45,30 +47,35 @@ def save_model(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(folder) as part:
         write_whole(part / WEIGHTS, save(arrays))
-        write_json(part / CONFIG, ConfigDict(config).to_dict())
+        write_json(part / CONFIG, config.as_dict() if config else {})
         sums = [f"{file_sha256(part / name)}  {name}\n" for name in (WEIGHTS, CONFIG)]
         write_whole(part / CHECKSUMS, "".join(sums).encode())
 
 
 def load_model(
     folder: str | Path, dtype: DTypeLike | None = np.float32
-) -> tuple[ConfigDict, dict[str, Any]]:
-    """Read a model folder after checking its sums.
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """Read a model folder after checking its sums, its config and that the weights are its.
 
-    Returns the config, with sequences as tuples, and the params as nested dicts of NumPy arrays
-    in `dtype` (None: as they are stored). Raises FileNotFoundError or ValueError, naming the file,
-    if one is missing, damaged or doesn't belong there.
+    Returns the config and the params as nested dicts of NumPy arrays in `dtype` (None: as they are
+    stored). Raises FileNotFoundError or ValueError, naming the file, if one is missing, damaged or
+    doesn't belong there.
     """
     folder = Path(folder)
     check_sums(folder)
     try:
-        config = as_config(json.loads((folder / CONFIG).read_text()))
-        arrays = load_file(folder / WEIGHTS)
-    except (ValueError, SafetensorError) as error:
+        if (folder / CONFIG).stat().st_size > MOST_CONFIG_BYTES:
+            raise ValueError(f"{CONFIG} is larger than {MOST_CONFIG_BYTES:,} bytes")
+        params = unflatten_dict(load_file(folder / WEIGHTS), sep="/")
+        if not params.keys() & CONFIG_BLOCKS.keys():
+            raise ValueError(f"it holds neither denoiser nor estimator but {', '.join(params)}")
+        config = ModelConfig.of(json.loads((folder / CONFIG).read_bytes()))
+        check_params(config, params)
+    except (ValueError, TypeError, LookupError, RecursionError, SafetensorError) as error:
         raise ValueError(f"{folder} is no model folder of this program: {error}") from error
     if dtype is not None:
-        arrays = {name: array.astype(dtype) for name, array in arrays.items()}
-    return config, unflatten_dict(arrays, sep="/")
+        params = jax.tree.map(lambda array: array.astype(dtype), params)
+    return config, params
 
 
 def check_sums(folder: Path) -> None:
@@ -85,18 +92,7 @@ def check_sums(folder: Path) -> None:
             raise ValueError(f"{folder / name} is damaged, as its SHA-256 shows: {cure}")
 
 
-def as_config(tree: Mapping[str, Any]) -> ConfigDict:
-    """Make a config of what JSON kept of it, with tuples, which flax modules need for hashing."""
-    return ConfigDict(_tuples(tree))
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def load_networks(folder: str | Path, config: ConfigDict, parts: Sequence[str]) -> dict[str, Any]:
+def load_networks(folder: str | Path, config: ModelConfig, parts: Sequence[str]) -> dict[str, Any]:
     """Load params of a model folder: `parts` of "denoiser" and "estimator", as the config has them.
 
     Raises FileNotFoundError or ValueError if the folder is not whole, or if a network is missing
@@ -107,9 +103,9 @@ def load_networks(folder: str | Path, config: ConfigDict, parts: Sequence[str]) 
 
 def take_networks(
     name: str | Path,
-    stored: ConfigDict,
+    stored: ModelConfig,
     params: Mapping[str, Any],
-    config: ConfigDict,
+    config: ModelConfig,
     parts: Sequence[str],
 ) -> dict[str, Any]:
     """Take `parts` of the params stored under `name`, if they are the networks of the config.
@@ -123,10 +119,9 @@ def take_networks(
     return {part: params[part] for part in parts}
 
 
-def check_same(name: str | Path, stored: ConfigDict, config: ConfigDict, block: str) -> None:
+def check_same(name: str | Path, stored: ModelConfig, config: ModelConfig, block: str) -> None:
     """Raise ValueError, with both values, where `name` is of another config.`block` than wanted."""
-    # As dicts: a locked ConfigDict, as main's is, never equals an unlocked one.
-    found, wanted = stored[block].to_dict(), config[block].to_dict()
+    found, wanted = getattr(stored, block) or {}, getattr(config, block) or {}
     differences = [
         f"{key} {found.get(key)} instead of {wanted.get(key)}"
         for key in wanted | found

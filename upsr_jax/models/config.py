@@ -1,0 +1,148 @@
+"""What a model is beside its weights: its networks, and how it diffuses and samples."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from upsr_jax.diffusion import Schedule
+from upsr_jax.models.atd import ATD
+from upsr_jax.models.rules import (
+    BOOL,
+    POSITIVE,
+    SHARE,
+    Rule,
+    arguments,
+    at_least,
+    check_keys,
+    check_values,
+    one_of,
+    several,
+    whole,
+)
+from upsr_jax.models.swin_unet import SwinUNet
+from upsr_jax.prior import make_prior
+from upsr_jax.sampler import METHODS
+
+# Blocks that are the keyword arguments of one function.
+CALLS = {
+    "model": SwinUNet,
+    "estimator": ATD,
+    "diffusion": Schedule.create,
+    "prior": make_prior,
+}
+# The bounds are far above all that was ever trained: what they keep out is a typing error or an
+# attack, which would take hours or all memory before anything else stops it.
+SIZE, FEW = whole(1, 4096), whole(1, 16)
+RULES = {
+    "network": one_of("denoiser", "estimator"),
+    "dtype": one_of("float32", "bfloat16", "float64"),
+    "model.width": whole(32, 4096, multiple=32),
+    "model.multipliers": several(FEW, 6),
+    "model.num_res_blocks": several(FEW, 6),
+    "model.swin_depth": FEW,
+    "model.swin_embed_dim": whole(32, 4096, multiple=32),
+    "model.swin_head_dim": SIZE,
+    "model.mlp_ratio": FEW,
+    "model.window_size": whole(2, 64),
+    "model.head_width": SIZE,
+    "model.nominal_size": SIZE,
+    "model.shift_mask": one_of("released", "swin"),
+    "model.residual": BOOL,
+    "estimator.embed_dim": SIZE,
+    "estimator.depths": several(FEW, 16),
+    "estimator.num_heads": SIZE,
+    "estimator.window_size": whole(2, 64),
+    "estimator.category_size": SIZE,
+    "estimator.num_tokens": SIZE,
+    "estimator.reduced_dim": SIZE,
+    "estimator.convffn_kernel_size": Rule(
+        "an odd number in 1..31", lambda size: type(size) is int and size in range(1, 32, 2)
+    ),
+    "estimator.mlp_ratio": Rule("above 0 and at most 16", lambda ratio: 0 < ratio <= 16),
+    "diffusion.steps": whole(2, 10_000),
+    "diffusion.kappa": POSITIVE,
+    "diffusion.power": POSITIVE,
+    "diffusion.min_noise_level": POSITIVE,
+    "diffusion.end": Rule("above 0 and at most 1", lambda end: 0 < end <= 1),
+    "prior.un": at_least(0, ", which gives all pixels the same noise"),
+    "prior.min_noise": SHARE,
+    "sampler.method": one_of(*METHODS),
+    "sampler.steps": whole(1, 10_000),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What decides a model's pictures beside its weights; nobody changes the blocks' values.
+
+    `network` is "denoiser" or "estimator", whose estimate is the picture; `dtype` that of the
+    networks' arithmetic. The blocks hold the arguments of SwinUNet (`model`), ATD (`estimator`),
+    `Schedule.create` (`diffusion`) and `make_prior` (`prior`), and method and steps of
+    `sampler.sample`. A folder with one network has no block of the other. Raises ValueError for a
+    value that can't be.
+    """
+
+    network: str
+    dtype: str
+    diffusion: dict[str, Any]
+    prior: dict[str, Any]
+    sampler: dict[str, Any]
+    model: dict[str, Any] | None = None
+    estimator: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        values = {}
+        for path, value in self.as_dict().items():
+            inner = value if isinstance(value, dict) else {"": value}
+            values |= {f"{path}.{key}".rstrip("."): item for key, item in inner.items()}
+        check_values((path, value, RULES[path]) for path, value in values.items())
+        check_together(values)
+
+    @classmethod
+    def of(cls, config: Any) -> "ModelConfig":
+        """Take what makes up a model from a mapping or ConfigDict; lists become tuples.
+
+        Raises ValueError for a key that is missing or unknown, or a value that can't be.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in names[:-2] if name not in config]
+        if missing:
+            raise ValueError(f"config.{missing[0]} is missing")
+        for name in names:
+            if name in CALLS and name in config:
+                check_keys(name, config[name], arguments(CALLS[name]))
+        check_keys("sampler", config["sampler"], {"method", "steps"})
+        return cls(**{name: _plain(config[name]) for name in names if name in config})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give what there is as nested dicts, ready for JSON."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+def check_together(values: Mapping[str, Any]) -> None:
+    """Raise ValueError where values of a model, by their paths, don't go with each other."""
+    steps, most = values["sampler.steps"], values["diffusion.steps"]
+    if steps > most:
+        raise ValueError(f"config.sampler.steps is {steps}, more than the {most} of the diffusion")
+    if "model.width" in values:
+        levels = [values[f"model.{key}"] for key in ("multipliers", "num_res_blocks")]
+        if len(levels[0]) != len(levels[1]):
+            raise ValueError(
+                f"config.model has multipliers {levels[0]} and num_res_blocks {levels[1]}: give "
+                "one of each for every level"
+            )
+    for whole_key, part_key in (
+        ("model.swin_embed_dim", "model.swin_head_dim"),
+        ("estimator.embed_dim", "estimator.num_heads"),
+    ):
+        whole_value, part = values.get(whole_key, 0), values.get(part_key, 1)
+        if whole_value % part:
+            raise ValueError(
+                f"config.{whole_key} is {whole_value}, but must be a multiple of {part_key}, {part}"
+            )
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "items"):
+        return {key: _plain(item) for key, item in value.items()}
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
