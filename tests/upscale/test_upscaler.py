@@ -16,7 +16,6 @@ from stand_in import repeat, restoration
 from tiny_model import save_tiny_model
 
 from upsr_jax import Upscaler
-from upsr_jax.models.config import ModelConfig
 from upsr_jax.ops import bicubic_upsample
 from upsr_jax.upscale.tiles import noise_window
 from upsr_jax.weights.model_folder import load_model, save_model
@@ -209,7 +208,7 @@ def test_the_recipe_names_what_decides_a_result(model):
 
 def test_a_model_without_estimator_is_refused(model, tmp_path):
     config, params = load_model(model)
-    save_model(tmp_path / "half", ModelConfig.of(config), {"denoiser": params["denoiser"]})
+    save_model(tmp_path / "half", config, {"denoiser": params["denoiser"]})
     with pytest.raises(ValueError, match="half holds no estimator"):
         Upscaler.from_pretrained(tmp_path / "half")
 
