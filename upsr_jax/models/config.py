@@ -23,12 +23,12 @@ from upsr_jax.models.swin_unet import SwinUNet
 from upsr_jax.prior import make_prior
 from upsr_jax.sampler import METHODS
 
-# Blocks that are the keyword arguments of one function.
-CALLS = {
-    "model": SwinUNet,
-    "estimator": ATD,
-    "diffusion": Schedule.create,
-    "prior": make_prior,
+KEYS = {
+    "model": arguments(SwinUNet),
+    "estimator": arguments(ATD),
+    "diffusion": arguments(Schedule.create),
+    "prior": arguments(make_prior),
+    "sampler": {"method", "steps"},
 }
 # The bounds are far above all that was ever trained: what they keep out is a typing error or an
 # attack, which would take hours or all memory before anything else stops it.
@@ -78,8 +78,7 @@ class ModelConfig:
     `network` is "denoiser" or "estimator", whose estimate is the picture; `dtype` that of the
     networks' arithmetic. The blocks hold the arguments of SwinUNet (`model`), ATD (`estimator`),
     `Schedule.create` (`diffusion`) and `make_prior` (`prior`), and method and steps of
-    `sampler.sample`. A folder with one network has no block of the other. Raises ValueError for a
-    value that can't be.
+    `sampler.sample`. A folder with one network has no block of the other. `of` checks it all.
     """
 
     network: str
@@ -89,14 +88,6 @@ class ModelConfig:
     sampler: dict[str, Any]
     model: dict[str, Any] | None = None
     estimator: dict[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        values = {}
-        for path, value in self.as_dict().items():
-            inner = value if isinstance(value, dict) else {"": value}
-            values |= {f"{path}.{key}".rstrip("."): item for key, item in inner.items()}
-        check_values((path, value, RULES[path]) for path, value in values.items())
-        check_together(values)
 
     @classmethod
     def of(cls, config: Any) -> "ModelConfig":
@@ -108,11 +99,17 @@ class ModelConfig:
         missing = [name for name in names[:-2] if name not in config]
         if missing:
             raise ValueError(f"config.{missing[0]} is missing")
-        for name in names:
-            if name in CALLS and name in config:
-                check_keys(name, config[name], arguments(CALLS[name]))
-        check_keys("sampler", config["sampler"], {"method", "steps"})
-        return cls(**{name: _plain(config[name]) for name in names if name in config})
+        fields, values = {}, {}
+        for name in filter(config.__contains__, names):
+            fields[name] = _plain(config[name])
+            if name in KEYS:
+                check_keys(name, fields[name], KEYS[name])
+                values |= {f"{name}.{key}": value for key, value in fields[name].items()}
+            else:
+                values[name] = fields[name]
+        check_values((path, value, RULES[path]) for path, value in values.items())
+        check_together(values)
+        return cls(**fields)
 
     def as_dict(self) -> dict[str, Any]:
         """Give what there is as nested dicts, ready for JSON."""
@@ -144,5 +141,5 @@ def check_together(values: Mapping[str, Any]) -> None:
 
 def _plain(value: Any) -> Any:
     if hasattr(value, "items"):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in sorted(value.items())}
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value

@@ -79,7 +79,7 @@ class Upscaler:
         it is no whole model folder or can't sample so.
         """
         folder = Path(folder or BUILT_IN_MODEL)
-        config, params = load_model(folder)
+        config, params = load_model(folder, check_weights=folder != BUILT_IN_MODEL)
         if "estimator" not in params or config.network not in params:
             missing = "denoiser" if "estimator" in params else "estimator"
             raise ValueError(
