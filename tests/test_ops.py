@@ -7,7 +7,7 @@ import pytest
 from golden import golden, nhwc
 
 from upsr_jax import ops
-from upsr_jax.ops import nearest_upsample, pixel_shuffle, pixel_unshuffle
+from upsr_jax.ops import pixel_shuffle, pixel_unshuffle
 
 bicubic_upsample = jax.jit(ops.bicubic_upsample)
 
@@ -64,12 +64,6 @@ def test_pixel_unshuffle_takes_other_factors():
     out = pixel_unshuffle(x, factor=2)
     assert out.shape == (1, 2, 3, 8)
     np.testing.assert_array_equal(out[0, 1, 2, 4:], x[0, 2:4, 4:6, 1].ravel())
-
-
-def test_nearest_upsample_repeats_pixels():
-    x = jnp.array([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None]
-    expected = [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
-    np.testing.assert_array_equal(nearest_upsample(x)[0, :, :, 0], expected)
 
 
 def test_sizes_that_do_not_fit_are_named():

@@ -7,7 +7,7 @@ images are as large as the canvas.
 """
 
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -44,11 +44,6 @@ def _upsample_axis(x: Float[Array, "b h w c"], axis: int, interleave: str) -> Ar
         for phase, weights in enumerate(_CUBIC_WEIGHTS)
     ]
     return rearrange(jnp.stack(phases), interleave)
-
-
-def nearest_upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    """Upsample x2 by repeating every pixel."""
-    return repeat(x, "b h w c -> b (h i) (w j) c", i=2, j=2)
 
 
 def pixel_unshuffle(x: Float[Array, "b H W c"], factor: int = 4) -> Float[Array, "b h w d"]:

@@ -22,9 +22,9 @@ from upsr_jax.models.attention import (
     window_partition,
     window_reverse,
 )
-from upsr_jax.models.layers import conv, dense, uniform
+from upsr_jax.models.layers import UpsampledConv, conv, dense, uniform
 from upsr_jax.models.remat import rematerialize
-from upsr_jax.ops import nearest_upsample, pixel_shuffle
+from upsr_jax.ops import pixel_shuffle
 
 
 def group_norm(x: Float[Array, "b h w c"], name: str) -> Float[Array, "b h w c"]:
@@ -278,7 +278,7 @@ class SwinUNet(nn.Module):
                 if i == 0:
                     u = swin_layer(level, f"up_{level}_swin")(u)
             if level:
-                u = layer(nearest_upsample(u), u.shape[-1], f"up_{level}_upsample")
+                u = UpsampledConv(u.shape[-1], self.dtype, name=f"up_{level}_upsample")(u)
 
         u = rematerialize(SwinUNet.head, self.remat)(self, u).astype(out_dtype)
         if self.residual:
@@ -290,8 +290,9 @@ class SwinUNet(nn.Module):
         """Upsample features x4 to an image."""
         layer = partial(conv, dtype=self.dtype)
         u = nn.leaky_relu(layer(u, self.head_width, "head_in"), 0.01)
-        u = nn.leaky_relu(layer(nearest_upsample(u), self.head_width, "head_up_0"), 0.2)
-        u = nn.leaky_relu(layer(nearest_upsample(u), self.head_width, "head_up_1"), 0.2)
+        for i in (0, 1):
+            u = UpsampledConv(self.head_width, self.dtype, name=f"head_up_{i}")(u)
+            u = nn.leaky_relu(u, 0.2)
         u = nn.leaky_relu(layer(u, self.head_width, "head_hr"), 0.2)
         # Without dtype: the image's last layer is not rounded to less than float32.
         return conv(u, 3, "head_out")
