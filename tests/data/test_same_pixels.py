@@ -10,6 +10,7 @@ from photos import save
 from PIL import Image
 from profiles import ADOBE_RGB, DISPLAY_P3, PROPHOTO, grey_profile, rgb_profile, srgb_of
 from test_records import write_folder
+from tiffs import make_tiff
 
 from upsr_jax import Upscaler
 from upsr_jax.data.sources import open_source
@@ -31,6 +32,14 @@ HALF_HIDDEN = np.dstack(
 
 def save_16_bits(path, pixels):
     cv2.imwrite(str(path), pixels[..., ::-1].astype(np.uint16) * 257)
+
+
+def save_associated(path):
+    """Colours multiplied by alpha (TIFF 6.0, ExtraSamples = 1)."""
+    pixels = np.round(np.where(ALPHA[..., None] == 0, 0, HALF_HIDDEN) * (ALPHA[..., None] / 255))
+    pixels[..., 3] = ALPHA
+    tags = {256: [16], 257: [24], 258: [8] * 4, 262: [2], 277: [4], 338: [1]}
+    path.write_bytes(make_tiff((tags, [pixels.astype(np.uint8).tobytes()])))
 
 
 def save_turned(path, orientation):
@@ -73,6 +82,7 @@ FILES = {  # how to write it, and what it shows
     "other_profile.png": (lambda path: save(path, RGB, icc_profile=grey_profile(1.0)), RGB),
     "alpha.png": (lambda path: save(path, HALF_HIDDEN), COLOUR),
     "alpha.tif": (lambda path: save(path, HALF_HIDDEN), COLOUR),
+    "associated_alpha.tif": (save_associated, COLOUR),
     "16_bits.png": (lambda path: save_16_bits(path, RGB), RGB),
     "grey_16_bits.png": (lambda path: save(path, GREY[..., 0].astype(np.uint16) * 257), GREY),
     "transposed.jpg": (lambda path: save_turned(path, 5), SMOOTH),
