@@ -46,7 +46,12 @@ def save_turned(path, orientation):
     exif = Image.Exif()
     exif[0x112] = orientation
     # For each orientation there is a turn that it undoes: EXIF 2.32, tag 0x112
-    store = {5: lambda a: a.swapaxes(0, 1), 6: np.rot90, 3: lambda a: a[::-1, ::-1]}[orientation]
+    store = {
+        2: np.fliplr,
+        3: lambda a: a[::-1, ::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: np.rot90,
+    }[orientation]
     save(path, np.ascontiguousarray(store(SMOOTH)), exif=exif, quality=95, subsampling=0)
 
 
@@ -54,6 +59,10 @@ FILES = {  # how to write it, and what it shows
     "plain.png": (lambda path: save(path, RGB), RGB),
     "plain.jpg": (lambda path: save(path, SMOOTH, quality=95, subsampling=0), SMOOTH),
     "grey.jpg": (lambda path: save(path, SMOOTH[..., 0], quality=95), SMOOTH[..., :1]),
+    "cmyk.jpg": (
+        lambda path: Image.fromarray(SMOOTH).convert("CMYK").save(path, quality=95),
+        SMOOTH,
+    ),
     "p3.png": (
         lambda path: save(path, RGB, icc_profile=rgb_profile(DISPLAY_P3)),
         srgb_of(RGB, DISPLAY_P3),
@@ -86,6 +95,7 @@ FILES = {  # how to write it, and what it shows
     "16_bits.png": (lambda path: save_16_bits(path, RGB), RGB),
     "grey_16_bits.png": (lambda path: save(path, GREY[..., 0].astype(np.uint16) * 257), GREY),
     "transposed.jpg": (lambda path: save_turned(path, 5), SMOOTH),
+    "mirrored.jpg": (lambda path: save_turned(path, 2), SMOOTH),
     "turned.jpg": (lambda path: save_turned(path, 6), SMOOTH),
     "upside_down.jpg": (lambda path: save_turned(path, 3), SMOOTH),
 }

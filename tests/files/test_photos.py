@@ -168,22 +168,6 @@ def test_plain_jpegs_have_the_pixels_that_pillow_decodes(monkeypatch, options):
     np.testing.assert_array_equal(found, np.asarray(Image.open(file)))
 
 
-def test_other_jpegs_are_not_plain(monkeypatch):
-    """As each needs what OpenCV doesn't do: to turn it, and to convert its colours."""
-    monkeypatch.setattr(photos.cv2, "imdecode", lambda *_: pytest.fail("taken for plain"))
-    exif = Image.Exif()
-    exif[0x112] = 6
-    for image, options, shape in (
-        (PHOTO, dict(exif=exif), (101, 67, 3)),
-        (PHOTO, dict(icc_profile=rgb_profile()), (67, 101, 3)),
-        (PHOTO.convert("CMYK"), {}, (67, 101, 3)),
-        (PHOTO.convert("L"), {}, (67, 101, 3)),
-    ):
-        file = io.BytesIO()
-        image.save(file, "JPEG", **options)
-        assert read_rgb(file.getvalue()).shape == shape
-
-
 def test_what_a_file_holds_is_read_as_the_file_and_called_by_its_name(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
@@ -408,6 +392,19 @@ def test_a_jpeg_with_a_hole_is_named_in_a_warning(tmp_path, caplog, capfd, mode,
     (message,) = caplog.messages
     assert re.fullmatch(rf"{path}: damaged, and may look wrong \(.*\); get a whole copy\.", message)
     assert capfd.readouterr() == ("", "")
+
+
+def test_odd_subsampling_of_a_jpeg_is_no_damage(caplog):
+    """With one block of brightness for four of each colour, all of them 128."""
+    data = encoded("JPEG", np.full((16, 16, 3), 128, np.uint8), subsampling=0)
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    header = bytearray(data[: scan + 14])
+    header[frame + 14] = header[frame + 17] = 0x22
+    # No difference and the end of the block, in the usual codes (T.81, K.3)
+    bits = "00" + "1010" + 8 * ("00" + "00")
+    pixels = int(bits + "11", 2).to_bytes(5)
+    assert (read_rgb(bytes(header) + pixels + b"\xff\xd9") == 128).all()
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "tiff_adobe_deflate"])

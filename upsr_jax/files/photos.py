@@ -278,7 +278,8 @@ def _decode_jpeg(image: ImageFile.ImageFile, name: str) -> UInt8[np.ndarray, "h 
         pixels = simplejpeg.decode_jpeg(image.fp.getvalue(), colours)
     except ValueError as error:
         found = to_pixels(image)  # raises if it is cut short
-        logger.warning("%s: damaged, and may look wrong (%s); get a whole copy.", name, error)
+        if "subsampling" not in str(error):  # of a rare kind, which only Pillow decodes
+            logger.warning("%s: damaged, and may look wrong (%s); get a whole copy.", name, error)
         return found
     if image.mode == "CMYK":  # which the libraries call differently, and is rare
         return to_pixels(image)
