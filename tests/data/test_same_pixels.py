@@ -9,6 +9,7 @@ from photos import save
 from PIL import Image
 from profiles import ADOBE_RGB, DISPLAY_P3, PROPHOTO, grey_profile, rgb_profile, srgb_of
 from test_records import write_folder
+from tiffs import make_tiff
 
 from upsr_jax import Upscaler
 from upsr_jax.data.sources import open_source
@@ -32,11 +33,24 @@ def save_16_bits(path, pixels):
     cv2.imwrite(str(path), pixels[..., ::-1].astype(np.uint16) * 257)
 
 
+def save_associated(path):
+    """Colours multiplied by alpha (TIFF 6.0, ExtraSamples = 1)."""
+    pixels = np.round(np.where(ALPHA[..., None] == 0, 0, HALF_HIDDEN) * (ALPHA[..., None] / 255))
+    pixels[..., 3] = ALPHA
+    tags = {256: [16], 257: [24], 258: [8] * 4, 262: [2], 277: [4], 338: [1]}
+    path.write_bytes(make_tiff((tags, [pixels.astype(np.uint8).tobytes()])))
+
+
 def save_turned(path, orientation):
     exif = Image.Exif()
     exif[0x112] = orientation
     # For each orientation there is a turn that it undoes: EXIF 2.32, tag 0x112
-    store = {5: lambda a: a.swapaxes(0, 1), 6: np.rot90, 3: lambda a: a[::-1, ::-1]}[orientation]
+    store = {
+        2: np.fliplr,
+        3: lambda a: a[::-1, ::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: np.rot90,
+    }[orientation]
     save(path, np.ascontiguousarray(store(SMOOTH)), exif=exif, quality=95, subsampling=0)
 
 
@@ -44,6 +58,10 @@ FILES = {  # how to write it, and what it shows
     "plain.png": (lambda path: save(path, RGB), RGB),
     "plain.jpg": (lambda path: save(path, SMOOTH, quality=95, subsampling=0), SMOOTH),
     "grey.jpg": (lambda path: save(path, SMOOTH[..., 0], quality=95), SMOOTH[..., :1]),
+    "cmyk.jpg": (
+        lambda path: Image.fromarray(SMOOTH).convert("CMYK").save(path, quality=95),
+        SMOOTH,
+    ),
     "p3.png": (
         lambda path: save(path, RGB, icc_profile=rgb_profile(DISPLAY_P3)),
         srgb_of(RGB, DISPLAY_P3),
@@ -72,9 +90,11 @@ FILES = {  # how to write it, and what it shows
     "other_profile.png": (lambda path: save(path, RGB, icc_profile=grey_profile(1.0)), RGB),
     "alpha.png": (lambda path: save(path, HALF_HIDDEN), COLOUR),
     "alpha.tif": (lambda path: save(path, HALF_HIDDEN), COLOUR),
+    "associated_alpha.tif": (save_associated, COLOUR),
     "16_bits.png": (lambda path: save_16_bits(path, RGB), RGB),
     "grey_16_bits.png": (lambda path: save(path, GREY[..., 0].astype(np.uint16) * 257), GREY),
     "transposed.jpg": (lambda path: save_turned(path, 5), SMOOTH),
+    "mirrored.jpg": (lambda path: save_turned(path, 2), SMOOTH),
     "turned.jpg": (lambda path: save_turned(path, 6), SMOOTH),
     "upside_down.jpg": (lambda path: save_turned(path, 3), SMOOTH),
 }

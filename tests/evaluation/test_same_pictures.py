@@ -56,7 +56,8 @@ def test_both_commands_write_the_same_files(model, photos, tmp_path, monkeypatch
     )
     assert len(upscaled) == 6
     assert evaluated == upscaled
-    with Image.open(tmp_path / "upscaled" / "alpha.png") as image:
-        assert image.mode == "RGBA"
+    for name, mode in (("alpha.png", "RGBA"), ("grey.png", "L"), ("small.png", "RGB")):
+        with Image.open(tmp_path / "upscaled" / name) as image:
+            assert image.mode == mode
     with Image.open(tmp_path / "upscaled" / "turned.png") as image:
         assert image.size == (160, 360)

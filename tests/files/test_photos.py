@@ -1,22 +1,27 @@
 """Photos are read as they are meant to be seen or refused in one line; results are whole."""
 
+import contextlib
 import io
 import os
+import re
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from photos import photo
+from photos import draw_photo, photo
 from PIL import Image, ImageCms, PngImagePlugin
 from profiles import grey_profile, rgb_profile, srgb_of
+from tiffs import make_tiff
 
 from upsr_jax.files import photos, whole
 from upsr_jax.files.find import find_images
 from upsr_jax.files.photos import (
     ImageError,
+    count_pixels,
     read_image,
     read_note,
     read_rgb,
@@ -27,6 +32,7 @@ from upsr_jax.files.write_photo import write_image
 PHOTOS = Path(__file__).parents[2] / "upsr_jax" / "assets" / "photos"
 
 RGB = photo(12, 20)
+DRAWN = draw_photo(0, 60, 80)
 
 
 def png_chunk(kind, data):
@@ -162,22 +168,6 @@ def test_plain_jpegs_have_the_pixels_that_pillow_decodes(monkeypatch, options):
     np.testing.assert_array_equal(found, np.asarray(Image.open(file)))
 
 
-def test_other_jpegs_are_not_plain(monkeypatch):
-    """As each needs what OpenCV doesn't do: to turn it, and to convert its colours."""
-    monkeypatch.setattr(photos.cv2, "imdecode", lambda *_: pytest.fail("taken for plain"))
-    exif = Image.Exif()
-    exif[0x112] = 6
-    for image, options, shape in (
-        (PHOTO, dict(exif=exif), (101, 67, 3)),
-        (PHOTO, dict(icc_profile=rgb_profile()), (67, 101, 3)),
-        (PHOTO.convert("CMYK"), {}, (67, 101, 3)),
-        (PHOTO.convert("L"), {}, (67, 101, 3)),
-    ):
-        file = io.BytesIO()
-        image.save(file, "JPEG", **options)
-        assert read_rgb(file.getvalue()).shape == shape
-
-
 def test_what_a_file_holds_is_read_as_the_file_and_called_by_its_name(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
@@ -242,13 +232,6 @@ def test_one_pixel_is_an_image(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB[:1, :1])
 
 
-def animation():
-    file = io.BytesIO()
-    frames = [Image.fromarray(RGB), Image.fromarray(RGB[::-1])]
-    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:])
-    return file.getvalue()
-
-
 def encoded(format, pixels: np.ndarray = RGB, **options):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format, **options)
@@ -265,11 +248,12 @@ def encoded(format, pixels: np.ndarray = RGB, **options):
         (encoded("WEBP")[:-10], "cut short"),
         (encoded("BMP")[:-1], "cut short"),
         (encoded("TIFF")[:-1], "cut short"),
-        (encoded("GIF"), "not a whole JPEG"),
+        (encoded("GIF")[:-200], "cut short"),
+        (encoded("ICO"), "not a whole JPEG"),
         (png_claiming(9000, 9000), "more than 67,108,864 pixels"),
         (png_claiming(60000, 60000), "more than 67,108,864 pixels"),
         (png_claiming(2**31 - 1, 2**31 - 1), "more than 67,108,864 pixels"),
-        (animation(), "more than one picture"),
+        (png_claiming(2, 2**25), "a side of more than 262,144 pixels"),
         (encoded("TIFF", RGB[..., 0].astype(np.int32)), "mode I "),
         (encoded("TIFF", RGB[..., 0].astype(np.float32)), "mode F "),
         (encoded("TIFF", RGB[..., 0].astype(np.uint16), tiffinfo={262: 0}), "16-bit TIFF"),
@@ -282,6 +266,179 @@ def test_bad_files_are_refused_in_one_line_naming_them(tmp_path, content, reason
         read_image(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "AVIF"])
+def test_the_first_picture_of_an_animation_is_read(tmp_path, caplog, format):
+    path = tmp_path / "a.any"
+    frames = [Image.fromarray(pixels) for pixels in (np.full_like(RGB, 90), RGB)]
+    frames[0].save(path, format, save_all=True, append_images=frames[1:], quality=95)
+    assert count_pixels(path) == RGB.shape[0] * RGB.shape[1]
+    assert not caplog.messages
+    assert np.abs(read_rgb(path).astype(int) - 90).max() <= 3
+    assert caplog.messages == [f"{path}: an animation; only its first picture is read."]
+
+
+@pytest.mark.parametrize("format", ["GIF", "AVIF"])
+def test_still_pictures_of_animations_formats_are_read(caplog, format):
+    pixels = np.full_like(RGB, 200)
+    pixels[:, 10:] = 40
+    found = read_rgb(encoded(format, pixels, quality=95))
+    assert np.abs(found.astype(int) - pixels).max() <= 6
+    assert not caplog.messages
+
+
+def tiff_page(pixels: np.ndarray) -> tuple[dict[int, list[int]], list[bytes]]:
+    """Tags and the strip of an interleaved RGB picture."""
+    height, width, _ = pixels.shape
+    tags = {256: [width], 257: [height], 258: [8, 8, 8], 262: [2], 277: [3]}
+    return tags, [pixels.tobytes()]
+
+
+@pytest.mark.parametrize("kind", [1, 4, 5])
+def test_smaller_copies_and_masks_in_a_tiff_are_no_second_picture(kind):
+    """NewSubfileType, TIFF 6.0, section 8, has a bit for each; some cameras put the copy first."""
+    large, small = tiff_page(RGB), tiff_page(RGB[::2, ::2])
+    small[0][254] = [kind]
+    for pages in ((large, small), (large, small, small), (small, large)):
+        np.testing.assert_array_equal(read_rgb(make_tiff(*pages)), RGB)
+
+
+def test_several_pages_of_a_tiff_are_more_than_one_picture():
+    page, small = tiff_page(RGB), tiff_page(RGB)
+    small[0][254] = [1]
+    for pages in ((page, page), (page, small, page), (page, *100 * [small])):
+        with pytest.raises(ImageError, match=r"^it: holds more than one picture"):
+            read_rgb(make_tiff(*pages), "it")
+
+
+PLANES = {"LA": (1, 2), "RGB": (2, 3), "RGBA": (2, 4), "CMYK": (5, 4)}
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("layout", ["strips", "tiles"])
+@pytest.mark.parametrize("kind", PLANES)
+def test_16_bit_planes_apart_are_refused_and_not_read_as_stripes(kind, layout, order):
+    photometric, samples = PLANES[kind]
+    planes = np.random.default_rng(0).integers(0, 2**16, (samples, 16, 16)).astype(f"{order}u2")
+    tags = {256: [16], 257: [16], 258: [16] * samples, 262: [photometric], 277: [samples]}
+    tags |= {284: [2], 338: [2]} if kind.endswith("A") else {284: [2]}
+    tags |= {322: [16], 323: [16]} if layout == "tiles" else {}
+    data = make_tiff((tags, [plane.tobytes() for plane in planes]), order=order, layout=layout)
+    with pytest.raises(ImageError, match=r"channels are stored apart|not a whole"):
+        read_rgb(data)
+
+
+def test_8_bit_planes_apart_are_read_but_not_with_grey_and_alpha():
+    tags = {256: [20], 257: [12], 258: [8] * 3, 262: [2], 277: [3], 284: [2]}
+    planes = [np.ascontiguousarray(plane).tobytes() for plane in np.moveaxis(RGB, -1, 0)]
+    np.testing.assert_array_equal(read_rgb(make_tiff((tags, planes))), RGB)
+    with pytest.raises(ImageError, match="strips are missing"):
+        read_rgb(make_tiff((tags, planes[:2])))
+    tags |= {258: [8] * 2, 262: [1], 277: [2], 338: [2]}
+    for compression, pack in ((1, bytes), (8, zlib.compress)):
+        data = make_tiff((tags | {259: [compression]}, list(map(pack, planes[:2]))))
+        with pytest.raises(ImageError, match="channels are stored apart"):
+            read_rgb(data)
+
+
+def flip_bits(data: bytes, places: range) -> Iterator[bytes]:
+    for place in places:
+        yield data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :]
+
+
+def test_no_flipped_bit_of_a_png_is_taken():
+    """Of the last ones in the pixels, Pillow takes a fifth."""
+    data = encoded("PNG", DRAWN)
+    np.testing.assert_array_equal(read_rgb(data), DRAWN)
+    for flipped in flip_bits(data, range(len(data) - 300, len(data))):
+        with pytest.raises(ImageError):
+            read_rgb(flipped)
+
+
+def test_a_png_with_the_pixels_of_another_is_not_taken():
+    data, other = encoded("PNG"), encoded("PNG", 255 - RGB)
+    assert len(data) == len(other)
+    end = data.index(b"IEND") - 8  # where the checksum of the pixels is
+    with pytest.raises(ImageError, match="checksum"):
+        read_rgb(other[:end] + data[end:])
+
+
+def test_no_flipped_bit_of_deflate_in_a_tiff_is_taken():
+    tags, strips = tiff_page(DRAWN)
+    packed = zlib.compress(strips[0])
+    for compression in (32946, 8):
+        data = make_tiff((tags | {259: [compression]}, [packed]))
+        np.testing.assert_array_equal(read_rgb(data), DRAWN)
+    end = data.index(packed) + len(packed)
+    taken = 0
+    for flipped in flip_bits(data, range(end - 300, end)):
+        with contextlib.suppress(ImageError):
+            np.testing.assert_array_equal(read_rgb(flipped), DRAWN)
+            taken += 1
+    assert taken <= 1  # the last bits are unused
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_with_a_hole_is_named_in_a_warning(tmp_path, caplog, capfd, mode, progressive):
+    path = tmp_path / "a.jpg"
+    PHOTO.convert(mode).save(path, progressive=progressive)
+    data = path.read_bytes()
+    read_rgb(path)
+    assert not caplog.messages
+    path.write_bytes(data[:-200] + bytes(100) + data[-100:])
+    assert read_rgb(path).shape == (67, 101, 3)
+    (message,) = caplog.messages
+    assert re.fullmatch(rf"{path}: damaged, and may look wrong \(.*\); get a whole copy\.", message)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_odd_subsampling_of_a_jpeg_is_no_damage(caplog):
+    """With one block of brightness for four of each colour, all of them 128."""
+    data = encoded("JPEG", np.full((16, 16, 3), 128, np.uint8), subsampling=0)
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    header = bytearray(data[: scan + 14])
+    header[frame + 14] = header[frame + 17] = 0x22
+    # No difference and the end of the block, in the usual codes (T.81, K.3)
+    bits = "00" + "1010" + 8 * ("00" + "00")
+    pixels = int(bits + "11", 2).to_bytes(5)
+    assert (read_rgb(bytes(header) + pixels + b"\xff\xd9") == 128).all()
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "tiff_adobe_deflate"])
+def test_libraries_print_nothing_about_damage(capfd, compression):
+    data = encoded("TIFF", compression=compression)
+    with pytest.raises(ImageError):
+        read_rgb(data[:8] + bytes(100) + data[108:])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_costs_much_is_refused_before_it_costs_it(monkeypatch):
+    jpeg = encoded("JPEG", np.zeros((2**12, 2**12), np.uint8), progressive=True)
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    png, (tags, _) = encoded("PNG"), tiff_page(RGB)
+    profile = png_chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(10)))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr(photos.simplejpeg, "decode_jpeg", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match="more than 64 scans"):
+        read_rgb(jpeg[:-2] + 60 * last + jpeg[-2:])
+    with pytest.raises(ImageError, match="more than one colour profile"):
+        read_rgb(png[:33] + 2 * profile + png[33:])
+    monkeypatch.setattr(photos, "MAX_BYTES", 700)
+    with pytest.raises(ImageError, match="more than 700 bytes"):
+        read_rgb(png)
+    with pytest.raises(ImageError, match="have no end"):
+        read_rgb(make_tiff((tags | {259: [8]}, [zlib.compress(bytes(701))])))
+
+
+def test_what_looks_like_scans_beside_the_picture_is_none():
+    """As a phone's film behind a photo, or a thumbnail in it."""
+    found = photos.checks.count_scans(encoded("JPEG", progressive=True))
+    assert found == 10  # libjpeg's own script of scans for colour
+    data = encoded("JPEG", exif=b"Exif\0\0" + 50 * b"\xff\xda\0\0") + 50 * b"\xff\xda\0\0"
+    assert photos.checks.count_scans(data) == 1
 
 
 def test_sizes_are_checked_before_decoding(tmp_path, monkeypatch):
@@ -340,8 +497,7 @@ def test_written_file_has_the_usual_permissions(tmp_path):
 def test_lossy_results_are_close(tmp_path, suffix):
     smooth = np.zeros((32, 48, 3), np.uint8) + np.arange(48, dtype=np.uint8)[:, None] * 5
     write_image(tmp_path / f"a.{suffix}", smooth)
-    with Image.open(tmp_path / f"a.{suffix}") as image:
-        assert np.abs(np.asarray(image).astype(int) - smooth).max() <= 6
+    assert np.abs(read_image(tmp_path / f"a.{suffix}").astype(int) - smooth).max() <= 6
 
 
 def test_nothing_is_replaced_unless_asked(tmp_path):
@@ -414,6 +570,23 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path, name, shape, reason):
     with pytest.raises(ImageError, match=reason):
         write_image(tmp_path / name, np.zeros(shape, np.uint8))
     assert not list(tmp_path.iterdir())
+
+
+def test_grey_is_written_as_grey(tmp_path):
+    grey, alpha = np.repeat(RGB[..., :1], 3, -1), RGB[..., 1]
+    for name, pixels, mode in (
+        ("a.png", grey, "L"),
+        ("b.png", np.dstack([grey, alpha]), "LA"),
+        ("c.jpg", grey, "L"),
+        ("d.webp", grey, "RGB"),  # it holds no other
+        ("e.png", RGB, "RGB"),
+    ):
+        write_image(tmp_path / name, pixels)
+        with Image.open(tmp_path / name) as image:
+            assert image.mode == mode
+        found = read_image(tmp_path / name)
+        if name.endswith("png"):
+            np.testing.assert_array_equal(found, pixels)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])

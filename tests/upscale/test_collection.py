@@ -14,6 +14,7 @@ import pytest
 from photos import photo, save
 from PIL import Image
 from PIL.ExifTags import Base
+from profiles import DISPLAY_P3, grey_profile, rgb_profile, srgb_of
 from stand_in import repeat
 
 from upsr_jax.files import find, whole
@@ -69,6 +70,30 @@ def test_only_so_many_pixels_are_held():
     assert 7 < max(sums) <= 10  # several at once, but no more than there is room for
 
 
+def test_results_are_srgb_without_a_profile_and_grey_if_the_photo_is(tmp_path):
+    colour, grey = photo(6, 8, seed=1), np.maximum(photo(6, 8, seed=2)[..., 0], 40)
+    expected = {
+        "p3": srgb_of(colour, DISPLAY_P3),
+        "grey": grey,
+        "grey_profile": srgb_of(grey[..., None].repeat(3, -1), gamma=1.0)[..., 0],
+        "grey_alpha": np.dstack([grey, colour[..., 0]]),
+    }
+    save(tmp_path / "p3.tif", colour, icc_profile=rgb_profile(DISPLAY_P3))
+    save(tmp_path / "grey.tif", grey)
+    save(tmp_path / "grey_profile.png", grey, icc_profile=grey_profile(1.0))
+    save(tmp_path / "grey_alpha.png", expected["grey_alpha"])
+    jobs, _ = plan_jobs([tmp_path], tmp_path / "out", ".png")
+    assert run_jobs(jobs, Upscaler(repeat, {}), 0, False) == Counts(4, 0, 0)
+    for name, pixels in expected.items():
+        with Image.open(tmp_path / "out" / f"{name}.png") as image:
+            assert "icc_profile" not in image.info
+            found = np.asarray(image)[::4, ::4]
+        assert found.shape == pixels.shape
+        found, pixels = (np.atleast_3d(array)[..., :3].astype(float) for array in (found, pixels))
+        visible = slice(None) if name != "grey_alpha" else slice(0, 1)
+        assert np.abs(found - pixels)[..., visible].max() < 2
+
+
 def test_room_is_given_back_after_an_error():
     room = Room(10)
     for _ in range(3):
@@ -115,13 +140,13 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
 
 
 def test_pictures_of_other_formats_are_not_passed_over(tmp_path):
-    for name in ("a.HEIC", "b/c.gif", "notes.txt"):
+    for name in ("a.HEIC", "b/c.jxl", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     jobs, problems = plan_jobs([tmp_path], tmp_path / "out", ".png")
     reason = "this format is not read; save it as JPEG or PNG."
     assert not jobs
-    assert problems == [f"{tmp_path / name}: {reason}" for name in ("a.HEIC", "b/c.gif")]
+    assert problems == [f"{tmp_path / name}: {reason}" for name in ("a.HEIC", "b/c.jxl")]
 
 
 def test_folders_in_each_other(tmp_path):

@@ -42,6 +42,25 @@ def test_a_local_model_leaves_no_trace_of_padding_and_tiles(size, batch):
     np.testing.assert_array_equal(result, enlarge(image))
 
 
+@pytest.mark.parametrize("size", [(20, 30), (100, 150)])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_grey_stays_grey(size, channels):
+    """As bright as what the model gives: the weights are those of luma, ITU-R BT.601."""
+
+    def tint(params, lr, noise):
+        return restoration(repeat(params, lr, noise).image * np.array((0.5, 0.9, 0.2), np.float32))
+
+    grey = np.maximum(photo(*size)[..., :1], 1).repeat(channels, axis=-1)  # nothing is hidden
+    result = Upscaler(tint, {}, tile=64)(grey[..., 0] if channels == 2 else grey)
+    assert result.shape[-1] == max(channels, 3)
+    bright = (enlarge(grey[..., :1]) / 127.5 - 1) * (0.299 * 0.5 + 0.587 * 0.9 + 0.114 * 0.2)
+    assert np.abs(result[..., :3] - (bright + 1) * 127.5).max() <= 0.501  # rounding
+    assert (result[..., :3] == result[..., :1]).all()
+    grey[-1, -1, 0] ^= 1  # and now it has a colour
+    if channels > 2:
+        assert (Upscaler(tint, {}, tile=64)(grey)[..., 1] != result[..., 1]).any()
+
+
 @pytest.mark.parametrize(("tile", "batch"), [(256, 1), (128, 4), (64, 3)])
 def test_tiles_see_one_field_of_noise(tile, batch):
     image = photo(100, 150)

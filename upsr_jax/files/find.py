@@ -4,8 +4,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-READ_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
-UNREAD_SUFFIXES = (".avif", ".avifs", ".gif", ".heic", ".heif", ".jp2", ".jxl")
+READ_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".gif", ".avif", ".avifs"),
+)
+UNREAD_SUFFIXES = (".heic", ".heif", ".jp2", ".jxl")
 
 
 def find_images(

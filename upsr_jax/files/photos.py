@@ -6,6 +6,7 @@ on the way. Errors are ImageError, one sentence each.
 
 import contextlib
 import io
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -14,17 +15,30 @@ from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
-from upsr_jax.files import exif
+from upsr_jax.files import checks, exif
 
-READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+logger = logging.getLogger(__name__)
+
+READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 MAX_PIXELS = 2**26  # the result has 16 times as many, 3 GiB of them
 TOO_LARGE = f"more than {MAX_PIXELS:,} pixels, the most that is read; cut it into parts."
+MAX_SIDE = 2**18  # as a row takes memory of its own
+MAX_BYTES = 2**30  # of a file, and of what is in it; the largest picture has half as many
+# In all scans of a JPEG, of which a progressive one has about ten: half a minute
+MAX_SCANNED = 2**30
+MAX_PAGES = 100  # of a TIFF: it has a few smaller copies
 
 # TIFF tags. Of 16-bit grey, Pillow decodes rightly what uses all 16 bits and means black by 0.
 BITS_PER_SAMPLE, PHOTOMETRIC, ZERO_IS_BLACK = 258, 262, 1
+PLANAR_CONFIGURATION, PLANES_APART = 284, 2
+NEW_SUBFILE_TYPE, SMALLER_COPY, MASK = 254, 1, 4
+
+checks.keep_quiet()
 
 
 class ImageError(ValueError):
@@ -34,17 +48,19 @@ class ImageError(ValueError):
 def read_image(path: str | Path) -> UInt8[np.ndarray, "h w c"]:
     """Read a photo as it is meant to be seen: upright, sRGB, 8 bits.
 
-    Returns RGB, or RGBA if any pixel is not opaque; grey is repeated. Raises ImageError for
-    anything but one whole still image of at most MAX_PIXELS pixels; nothing is decoded before the
-    size is known.
+    Returns RGB, or RGBA if any pixel is not opaque; grey is repeated. Of an animation it is the
+    first picture, with a warning; a JPEG whose pixels are damaged is read with a warning, too.
+    Raises ImageError for anything else than one whole picture of at most MAX_PIXELS pixels; nothing
+    is decoded before it is known what that costs.
     """
     return read_photo(path)[0]
 
 
 def read_photo(path: str | Path) -> tuple[UInt8[np.ndarray, "h w c"], Image.Exif]:
     """Read a photo as `read_image` does, and of its EXIF data what its result keeps."""
-    with _open(path) as image:
-        return to_pixels(image), exif.read_kept(image)
+    name = str(path)
+    with _open(path, name) as image:
+        return _decode(image, name), exif.read_kept(image)
 
 
 def read_rgb(photo: str | Path | bytes, name: str = "") -> UInt8[np.ndarray, "h w 3"]:
@@ -53,10 +69,9 @@ def read_rgb(photo: str | Path | bytes, name: str = "") -> UInt8[np.ndarray, "h 
     Hidden pixels get colours as `visible_colours` makes them. `photo` is a file or what one holds;
     errors then call it `name`.
     """
+    name = name or ("image" if isinstance(photo, bytes) else str(photo))
     with _open(photo, name) as image:
-        pixels = _decode_plain_jpeg(image)
-        if pixels is None:
-            pixels = to_pixels(image)
+        pixels = _decode(image, name)
     return visible_colours(pixels)
 
 
@@ -77,7 +92,7 @@ def visible_colours(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h 
 
 def count_pixels(path: str | Path) -> int:
     """Tell from its header how many pixels a photo has; raise ImageError as `read_image` does."""
-    with _open(path) as image:
+    with _open(path, str(path)) as image:
         return image.width * image.height
 
 
@@ -139,24 +154,26 @@ def _lift(module: Any, name: str, limit: int | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open(photo: str | Path | bytes, name: str = "") -> Iterator[ImageFile.ImageFile]:
+def _open(photo: str | Path | bytes, name: str) -> Iterator[ImageFile.ImageFile]:
     """Open a photo, not decoded yet; what goes wrong with it, then or later, is an ImageError.
 
     Pillow warns of odd metadata: to be ignored, if at all, by a program and not for it.
     """
     try:
-        _check_file(photo)
-        file = io.BytesIO(photo) if isinstance(photo, bytes) else photo
+        data = _read(photo)
+        if data.startswith(checks.PNG_START):
+            checks.check_png(data)
         # Pillow takes a PNG for damaged if one of its texts is above 1 MiB, as of programs that
         # keep their whole work in it. The sum of all keeps its limit of 64 MiB.
         with (
             _lift(PngImagePlugin, "MAX_TEXT_CHUNK", PngImagePlugin.MAX_TEXT_MEMORY),
-            Image.open(file, formats=READ_FORMATS) as image,
+            Image.open(io.BytesIO(data), formats=READ_FORMATS) as image,
         ):
-            _check_readable(image)
+            if isinstance(image, TiffImageFile):
+                _choose_page(image)
+            _check_readable(image, data)
             yield image
     except Exception as error:  # decoders raise anything on damaged files
-        name = name or ("image" if isinstance(photo, bytes) else str(photo))
         raise ImageError(f"{name}: {_reason(error)}") from error
 
 
@@ -167,13 +184,14 @@ def _reason(error: Exception) -> str:
         case PermissionError():
             return "no permission to read it."
         case UnidentifiedImageError():
-            return "not a whole JPEG, PNG, WebP, BMP or TIFF image; save it as one."
+            return "not a whole JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF image; save it as one."
         case Image.DecompressionBombError() | Image.DecompressionBombWarning():
             return TOO_LARGE
-    return f"damaged or cut short ({error}); get a whole copy."
+    reason = " ".join(str(error).split())
+    return f"damaged or cut short ({reason}); get a whole copy."
 
 
-def _check_file(photo: str | Path | bytes) -> None:
+def _read(photo: str | Path | bytes) -> bytes:
     if isinstance(photo, bytes):
         size = len(photo)
     elif not os.path.exists(photo):  # unlike Path.exists, it never raises
@@ -184,32 +202,93 @@ def _check_file(photo: str | Path | bytes) -> None:
         size = os.path.getsize(photo)
     if size == 0:
         raise ImageError("the file is empty (0 bytes); get it again.")
+    if size > MAX_BYTES:
+        raise ImageError(f"more than {MAX_BYTES:,} bytes, the most that is read; save it as PNG.")
+    return photo if isinstance(photo, bytes) else Path(photo).read_bytes()
 
 
-def _check_readable(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
+def _choose_page(image: TiffImageFile) -> None:
+    """Turn to the one page of a TIFF that is no smaller copy of another and no mask."""
+    pages = []
+    for number in range(MAX_PAGES):
+        try:
+            with contextlib.suppress(SyntaxError):  # a copy of a kind that Pillow can't decode
+                image.seek(number)
+        except EOFError:
+            break
+        if not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & (SMALLER_COPY | MASK):
+            pages.append(number)
+        if len(pages) > 1 or number == MAX_PAGES - 1:
+            raise ImageError("holds more than one picture; save the one you mean.")
+    image.seek(pages[0] if pages else 0)
+
+
+def _check_readable(image: Image.Image, data: bytes) -> None:
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
         raise ImageError(TOO_LARGE)
+    if max(image.size) > MAX_SIDE:
+        raise ImageError(f"a side of more than {MAX_SIDE:,} pixels; cut it into parts.")
+    if image.format in ("JPEG", "MPO"):
+        most = MAX_SCANNED // pixels
+        if data.count(checks.SCAN) > most and checks.count_scans(data) > most:
+            raise ImageError(f"more than {most} scans; save it as a usual JPEG.")
+    if isinstance(image, TiffImageFile):
+        _check_layout(image)
+
+
+def _check_layout(image: TiffImageFile) -> None:
+    """Refuse what Pillow takes for a layout that it isn't."""
+    tags = image.tag_v2
+    bits, photometric = tags.get(BITS_PER_SAMPLE, ()), tags.get(PHOTOMETRIC)
+    if image.mode.startswith("I;16") and (bits, photometric) != ((16,), ZERO_IS_BLACK):
+        raise ImageError("this kind of 16-bit TIFF is not supported; save it as 8-bit RGB.")
+    is_raw = image.tile[0].codec_name == "raw"
+    planes = 1
+    if tags.get(PLANAR_CONFIGURATION) == PLANES_APART:
+        planes = len(image.getbands())
+        if image.mode == "LA" or (is_raw and 16 in bits):
+            raise ImageError("its channels are stored apart; save it with interleaved channels.")
+    boxes = [tile.extents or (0, 0, *image.size) for tile in image.tile]
+    covered = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
+    if is_raw and covered < planes * image.width * image.height:
+        raise ValueError("strips are missing")
+
+
+def _decode(image: ImageFile.ImageFile, name: str) -> UInt8[np.ndarray, "h w c"]:
+    if isinstance(image, TiffImageFile):
+        assert isinstance(image.fp, io.BytesIO)
+        checks.check_tiff(image.fp.getvalue(), image.tag_v2, MAX_BYTES)
     # A phone's JPEG of format MPO hides a depth map or a second view behind the photo.
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise ImageError("holds more than one picture; save the one you mean.")
-    if image.format == "TIFF" and image.mode.startswith("I;16"):
-        layout = image.getexif().get(BITS_PER_SAMPLE), image.getexif().get(PHOTOMETRIC)
-        if layout != (16, ZERO_IS_BLACK):
-            raise ImageError("this kind of 16-bit TIFF is not supported; save it as 8-bit RGB.")
+    elif image.format in ("JPEG", "MPO"):
+        return _decode_jpeg(image, name)
+    elif getattr(image, "is_animated", False):
+        logger.warning("%s: an animation; only its first picture is read.", name)
+    return to_pixels(image)
 
 
-def _decode_plain_jpeg(image: ImageFile.ImageFile) -> UInt8[np.ndarray, "h w 3"] | None:
-    """Decode the commonest photo, a JPEG in sRGB and upright, as `to_pixels` does, but faster.
+def _decode_jpeg(image: ImageFile.ImageFile, name: str) -> UInt8[np.ndarray, "h w c"]:
+    """Decode a JPEG as Pillow does, in less time, and tell of damage that Pillow passes over.
 
-    Returns None for any other. Pillow takes three times as long, a fifth of a training example.
+    The depth map or second view behind a phone's photo, of format MPO, is left out.
     """
-    is_plain = image.format == "JPEG" and image.mode == "RGB" and not image.info.get("icc_profile")
-    if not is_plain or exif.find_turn(image) is not None:
-        return None
-    assert image.fp is not None  # as nothing is decoded yet
-    image.fp.seek(0)
-    data = np.frombuffer(image.fp.read(), np.uint8)
-    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    assert isinstance(image.fp, io.BytesIO)
+    colours = {"L": "GRAY", "CMYK": "CMYK"}.get(image.mode, "RGB")
+    try:
+        pixels = simplejpeg.decode_jpeg(image.fp.getvalue(), colours)
+    except ValueError as error:
+        found = to_pixels(image)  # raises if it is cut short
+        if "subsampling" not in str(error):  # of a rare kind, which only Pillow decodes
+            logger.warning("%s: damaged, and may look wrong (%s); get a whole copy.", name, error)
+        return found
+    if image.mode == "CMYK":  # which the libraries call differently, and is rare
+        return to_pixels(image)
+    is_plain = image.mode == "RGB" and not image.info.get("icc_profile")
+    if is_plain and exif.find_turn(image) is None:
+        return pixels
+    decoded = Image.fromarray(pixels if image.mode == "RGB" else pixels[..., 0])
+    decoded.info = image.info
+    return to_pixels(decoded)
 
 
 def _scale_to_8_bits(image: Image.Image) -> Image.Image:

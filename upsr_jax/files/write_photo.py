@@ -53,7 +53,7 @@ def write_image(
     note: str = "",
     kept: Image.Exif | None = None,
 ) -> None:
-    """Write RGB or RGBA as `whole_file` does.
+    """Write RGB or RGBA as `whole_file` does; where R = G = B everywhere, the file is a grey one.
 
     The file's EXIF data is what was `kept` of another, and `note`, where `read_note` finds it.
     Folders are made as needed. Raises ImageError if `path` exists (unless `overwrite`) or cannot be
@@ -61,6 +61,8 @@ def write_image(
     """
     path = Path(path)
     check_storable(path, *image.shape[:2], has_alpha=image.shape[2] == 4)
+    if all((row[:, :3] == row[:, :1]).all() for row in image):
+        image = image[..., [0, 3]] if image.shape[2] == 4 else image[..., 0]
     encoder = ENCODERS[path.suffix]
     data = exif.encode(kept or Image.Exif(), note)
     try:

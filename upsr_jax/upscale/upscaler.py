@@ -39,6 +39,7 @@ from upsr_jax.upscale.restore import (
 from upsr_jax.upscale.tiles import SCALE, blend_bands, noise_window, pad_reflect, tile_grid
 from upsr_jax.weights.model_folder import CHECKSUMS, load_model
 
+LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # BT.601
 BUILT_IN_MODEL = Path(__file__).parents[1] / "assets" / "lite_x4"
 TILE, OVERLAP = 256, 32  # low-resolution pixels
 
@@ -133,6 +134,7 @@ class Upscaler:
     ) -> UInt8[np.ndarray, "H W c"]:
         """Upscale to RGB, or RGBA if the image has transparency; same seed, same bytes.
 
+        Of a grey image the result is grey, too: R = G = B in, R = G = B out.
         An array is uint8 [h, w], [h, w, 3] or [h, w, 4]. `progress` shows a bar of tiles on stderr
         if that is a terminal. Raises ValueError for any other image, FloatingPointError if the
         model gives NaN, MemoryError if a batch of tiles does not fit into the device's memory.
@@ -158,6 +160,7 @@ class Upscaler:
     ) -> Iterator[Float32[np.ndarray, "rows W c"]]:
         """Yield `parts` of the Restoration, joined along the channels, in bands from the top down.
 
+        The image of a grey one is the luma of what the model gives, which has a tint.
         Raises FloatingPointError if the model gives NaN, MemoryError as a call does.
         """
         height, width = rgb.shape[:2]
@@ -175,7 +178,7 @@ class Upscaler:
             leave=False,
             disable=None if progress else True,
         )
-        rows = SCALE * height
+        rows, is_grey = SCALE * height, (rgb == rgb[..., :1]).all()
         for band in blend_bands(
             iter(tiles),
             [SCALE * top for top in tops],
@@ -185,7 +188,10 @@ class Upscaler:
             self.blend,
         ):
             if rows > 0:
-                yield band[:rows, : SCALE * width]
+                band = band[:rows, : SCALE * width]
+                if is_grey:
+                    band[..., :3] = (band[..., :3] @ LUMA)[..., None]
+                yield band
             rows -= len(band)
 
     def describe(self, source_sha256: str, seed: int) -> str:
