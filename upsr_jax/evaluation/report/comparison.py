@@ -214,5 +214,5 @@ def _plot(places: Mapping[str, tuple[float, float]], x_label: str, y_label: str)
 
     What was not measured, or is infinite (PSNR of equal pictures), has no place.
     """
-    points = [Point(name, x, y) for name, (x, y) in places.items() if math.isfinite(x + y)]
+    points = [Point(name, x, y) for name, (x, y) in places.items() if abs(x) + abs(y) < 1e30]
     return scatter_plot(points, x_label, y_label) if len(points) > 1 else ""
