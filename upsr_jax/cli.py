@@ -86,7 +86,20 @@ def prepare() -> None:
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in photos
 
 
+@contextmanager
+def stoppable_command() -> Iterator[None]:
+    """Say in one line how to go on where a signal stops what is inside, and exit."""
+    from upsr_jax.cluster.stop import SENTENCE, exit_status, stoppable
+
+    try:
+        with stoppable():
+            yield
+    except KeyboardInterrupt as stopped:
+        fail(SENTENCE, code=exit_status(stopped))
+
+
 @app.command()
+@stoppable_command()
 def upscale(
     images: Annotated[
         list[Path], typer.Argument(help="Photos, or folders of them, searched throughout.")
@@ -127,27 +140,26 @@ def upscale(
 
     A bad file is reported and the others are done (exit code 1).
     """
-    with stoppable_command():
-        from upsr_jax.upscale.collection import meet_others, plan, run_jobs, take_share
+    from upsr_jax.upscale.collection import meet_others, plan, run_jobs, take_share
 
-        try:
-            jobs, folder, problems = plan(images, out, format)
-            prepare_folder(folder)
-            names = sorted(job.target.relative_to(folder) for job in jobs)
-            agreed = names, seed, model, tile, steps, sampler, min_noise, fidelity, overwrite
-            process_id, processes = meet_others(coordinator, processes, process_id, agreed)
-        except (OSError, ValueError) as error:
-            fail(error)
-        jobs = take_share(jobs, folder, process_id, processes)
-        problems = problems if process_id == 0 else []
-        for problem in problems:
-            say(problem, err=True)
-        done = kept = failed = 0
-        if jobs:
-            upscaler = load_upscaler(
-                model, tile, steps=steps, method=sampler, min_noise=min_noise, fidelity=fidelity
-            )
-            done, kept, failed = run_jobs(jobs, upscaler, seed, overwrite)
+    try:
+        jobs, folder, problems = plan(images, out, format)
+        prepare_folder(folder)
+        names = sorted(job.target.relative_to(folder) for job in jobs)
+        agreed = names, seed, model, tile, steps, sampler, min_noise, fidelity, overwrite
+        process_id, processes = meet_others(coordinator, processes, process_id, agreed)
+    except (OSError, ValueError) as error:
+        fail(error)
+    jobs = take_share(jobs, folder, process_id, processes)
+    problems = problems if process_id == 0 else []
+    for problem in problems:
+        say(problem, err=True)
+    done = kept = failed = 0
+    if jobs:
+        upscaler = load_upscaler(
+            model, tile, steps=steps, method=sampler, min_noise=min_noise, fidelity=fidelity
+        )
+        done, kept, failed = run_jobs(jobs, upscaler, seed, overwrite)
     earlier = f", {kept} of them earlier" if kept else ""
     share = f"process {process_id} of {processes}: " if processes > 1 else ""
     total = len(jobs) + len(problems)
@@ -156,6 +168,7 @@ def upscale(
 
 
 @app.command()
+@stoppable_command()
 def evaluate(
     out: Annotated[
         Path, typer.Option(help="Folder of the results and the report.", callback=from_home)
@@ -190,24 +203,23 @@ def evaluate(
         gt, lr = None, images
     else:
         fail("give either --pairs GT LR or --images LR.")
-    with stoppable_command():
-        enable_compilation_cache()
-        from upsr_jax.evaluation.run import evaluate_folders
-        from upsr_jax.upscale.restore import Sampling
-        from upsr_jax.upscale.upscaler import BUILT_IN_MODEL
+    enable_compilation_cache()
+    from upsr_jax.evaluation.run import evaluate_folders
+    from upsr_jax.upscale.restore import Sampling
+    from upsr_jax.upscale.upscaler import BUILT_IN_MODEL
 
-        try:
-            results = evaluate_folders(
-                model or BUILT_IN_MODEL,
-                lr,
-                gt,
-                out,
-                seed=seed,
-                sampling=Sampling(steps, sampler, min_noise, fidelity),
-                tile=tile,
-            )
-        except (OSError, ValueError, ImportError) as error:
-            fail(error)
+    try:
+        results = evaluate_folders(
+            model or BUILT_IN_MODEL,
+            lr,
+            gt,
+            out,
+            seed=seed,
+            sampling=Sampling(steps, sampler, min_noise, fidelity),
+            tile=tile,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        fail(error)
     raise typer.Exit(1 if results["broken"] else 0)
 
 
@@ -321,18 +333,6 @@ def load_upscaler(model: Path | None, tile: int, **options: Any) -> "Upscaler":
         return Upscaler.from_pretrained(model, tile, **options)
     except (OSError, ValueError) as error:
         fail(error)
-
-
-@contextmanager
-def stoppable_command() -> Iterator[None]:
-    """Say in one line how to go on where a signal stops what is inside, and exit."""
-    from upsr_jax.cluster.stop import SENTENCE, exit_status, stoppable
-
-    try:
-        with stoppable():
-            yield
-    except KeyboardInterrupt as stopped:
-        fail(SENTENCE, code=exit_status(stopped))
 
 
 def enable_compilation_cache() -> None:

@@ -76,7 +76,9 @@ def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], li
     several are given, or two pictures of several would have one result, and with the picture's own
     suffix where only that tells two apart.
     """
-    roots, names, problems = find_all(inputs, out)
+    folders = of_folders(p for p in inputs if os.path.isdir(p) and _real(p) != _real(out))
+    roots, problems = find_all(inputs, out)
+    names = {p: folders.get(root, Path()) / p.relative_to(root) for p, root in roots.items()}
 
     def find_alike() -> list[list[Path]]:
         return alike({path: name.with_suffix("") for path, name in names.items()})
@@ -111,49 +113,36 @@ def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], li
     return list(itertools.starmap(Job, targets.items())), problems
 
 
-def find_all(inputs: list[Path], out: Path) -> tuple[dict[Path, Path], dict[Path, Path], list[str]]:
-    """Find the folder that each picture is of and its name in there; list the problems.
+def find_all(inputs: list[Path], out: Path) -> tuple[dict[Path, Path], list[str]]:
+    """Find the pictures, with the folder that each was found in, and list the problems.
 
-    With several folders a name begins with the folder's. Earlier results in `out` are no pictures
-    to upscale where others are given as well, as `*` gives them.
+    Earlier results in `out` are none where other inputs are given as well, as `*` gives them.
     """
-    roots: dict[Path, Path] = {}
-    names: dict[Path, Path] = {}
+    found: dict[str, tuple[Path, Path]] = {}  # by whole paths, as some may be given twice
     problems: list[str] = []
-    known = set()
-
-    def is_below(path: Path) -> bool:
-        return _real(path).startswith(_real(out))
-
-    def add(path: Path, root: Path, name: Path) -> None:
-        whole = os.path.abspath(path)
-        if whole not in known:
-            known.add(whole)
-            roots[path], names[path] = root, name
-
-    alone = all(map(is_below, inputs))
-    given_folders = [path for path in inputs if os.path.isdir(path) and _real(path) != _real(out)]
-    folders = of_folders(given_folders)
+    below = _real(out)
+    alone = all(_real(given).startswith(below) for given in inputs)
     for given in inputs:
-        if given in folders:
-            pictures, left_out = find_sources(given, out)
-            problems += left_out
-            for path in pictures:
-                add(path, given, folders[given] / path.relative_to(given))
-            if not pictures and not left_out:
-                suffixes = ", ".join(READ_SUFFIXES)
-                problems.append(f"{given}: no images in this folder; looked for {suffixes}.")
-        elif os.path.isdir(given):
-            if alone or not all(map(is_result, find_images(given))):
+        pictures, root = [], given
+        if os.path.isdir(given) and _real(given) == below:
+            if alone or not all(map(is_result, find_images(given, on_error=lambda _: None))):
                 problems.append(
                     f"{given}: its pictures are not upscaled, as the results go there; "
                     "choose another --out."
                 )
+        elif os.path.isdir(given):
+            pictures, left_out = find_sources(given, out)
+            problems += left_out
+            if not pictures and not left_out:
+                suffixes = ", ".join(READ_SUFFIXES)
+                problems.append(f"{given}: no images in this folder; looked for {suffixes}.")
         elif not os.path.exists(given):  # unlike Path.exists, it never raises
             problems.append(f"{given}: no such file.")
-        elif alone or not (is_below(given) and is_result(given)):
-            add(given, given.parent, Path(given.name))
-    return roots, names, problems
+        elif alone or not (_real(given).startswith(below) and is_result(given)):
+            pictures, root = [given], given.parent
+        for path in pictures:
+            found.setdefault(os.path.abspath(path), (path, root))
+    return dict(found.values()), problems
 
 
 def is_result(path: str | Path) -> bool:

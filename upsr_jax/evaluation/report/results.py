@@ -53,10 +53,11 @@ def read_results(folder: Path) -> dict[str, Any]:
 def fits(value: Any, form: Any) -> bool:
     """Tell whether a value of JSON is of a type, or an object with these keys and values of them.
 
-    The value of the key `str` is for all keys that a form doesn't name.
+    The value of the key `str` is for all keys that a form doesn't name. Numbers are never infinite
+    or so large that a mean of them would be.
     """
     if not isinstance(form, dict):
-        return isinstance(value, form)
+        return isinstance(value, form) and (type(value) is not float or abs(value) < 1e99)
     return (
         isinstance(value, dict)
         and form.keys() - {str} <= value.keys()
