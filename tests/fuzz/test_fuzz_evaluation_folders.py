@@ -1,6 +1,6 @@
 """A damaged evaluation folder is read, or refused in one sentence, or done again in part.
 
-A thousand times as many mutants: UPSR_MUTANTS=100000 pytest tests/fuzz.
+More of them than in every run: UPSR_MUTANTS=10000 pytest tests/fuzz/test_fuzz_evaluation_folders.py.
 """
 
 import copy

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from upsr_jax.cluster.join import create_workdir
 from upsr_jax.data.test_sets import Entry, hash_files
 from upsr_jax.evaluation.measure import Measured
-from upsr_jax.evaluation.report.results import IMAGE, NUMBER, fits, read_results
+from upsr_jax.evaluation.report.results import IMAGE, fits, read_results
 from upsr_jax.evaluation.timing import Timing
 from upsr_jax.files.whole import (
     check_begun,
@@ -35,7 +35,7 @@ from upsr_jax.upscale.upscaler import Upscaler, to_bytes, with_alpha
 OPTIONS = "options.json"
 # What a row is; its other keys are metrics.
 BROKEN = {"name": str, "broken": str}
-WHOLE = {"name": str, **IMAGE, "bytes": list, str: NUMBER | None}
+WHOLE = {"name": str, **IMAGE, "bytes": list, str: float | None}
 
 
 @contextmanager

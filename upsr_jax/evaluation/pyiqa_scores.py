@@ -18,7 +18,7 @@ from tqdm import tqdm
 from upsr_jax.data.test_sets import centre_crop
 from upsr_jax.evaluation.folder import image_files
 from upsr_jax.evaluation.report import write_report
-from upsr_jax.evaluation.report.results import NUMBER, RESULTS, fits, read_results
+from upsr_jax.evaluation.report.results import RESULTS, fits, read_results
 from upsr_jax.files.names import show
 from upsr_jax.files.photos import read_rgb
 from upsr_jax.files.whole import parse_json, write_json
@@ -30,7 +30,7 @@ SAVE_EVERY = 50  # images
 SCORED = {
     "version": str,
     "higher_is_better": bool,
-    "values": {str: {"value": NUMBER | None, "sha256": str}},
+    "values": {str: {"value": float | None, "sha256": str}},
 }
 
 

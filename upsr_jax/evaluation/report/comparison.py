@@ -192,7 +192,7 @@ def _sweep(evaluations: Sequence[Evaluation], differing: Table) -> tuple[str, li
     plots = [
         _plot(
             {
-                each.name: (value, _mean(each, metric))
+                each.name: (float(value), _mean(each, metric))
                 for each, value in zip(evaluations, values, strict=True)
             },
             setting,

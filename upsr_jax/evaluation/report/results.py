@@ -14,12 +14,12 @@ from upsr_jax.metrics.intervals import Interval, bootstrap
 RESULTS = "results.json"
 
 
-NUMBER, TEXT = int | float, str | None
+TEXT = str | None
 CAPPED = (
     "Capped are images that equal the ground truth, as flat ones may: PSNR has no number for them "
     "and 80 dB are taken, which lift the mean."
 )
-INTERVAL = {"mean": NUMBER, "low": NUMBER, "high": NUMBER, "images": int}
+INTERVAL = {"mean": float, "low": float, "high": float, "images": int}
 IMAGE = {"lr": TEXT, "gt": TEXT, "sha256": str}
 # What is read of results.json; see `fits`.
 FORM = {
@@ -28,7 +28,7 @@ FORM = {
     "means": {str: INTERVAL},
     "images": {str: IMAGE},
     "broken": {str: str},
-    "timing": {"seconds": NUMBER, str: NUMBER},
+    "timing": {"seconds": float, str: int | float},
 }
 
 
@@ -42,7 +42,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file}: damaged ({error}); run the evaluation again") from error
     if not fits(results, FORM) or not all(
-        fits(row, dict.fromkeys({key, f"bicubic_{key}"} & row.keys(), NUMBER | None))
+        fits(row, dict.fromkeys({key, f"bicubic_{key}"} & row.keys(), float | None))
         for row in results["images"].values()
         for key in results["metrics"]
     ):
