@@ -24,6 +24,7 @@ from tqdm import tqdm
 from configs.degradations import imagenet_test, real_esrgan
 from upsr_jax.data.examples import degrade_crop
 from upsr_jax.data.sources import Pair, Source, concatenate, open_source
+from upsr_jax.files.names import show
 from upsr_jax.files.whole import check_begun, locked, read_json, write_json
 from upsr_jax.files.write_photo import write_image
 
@@ -48,7 +49,7 @@ def main(
     try:
         made = make_pairs(photos, load_teacher(teacher), out, count, seed, heavy, batch)
     except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"make_teacher_pairs: {error}")
+        sys.exit(show(f"make_teacher_pairs: {error}"))
     print(f"{out}: {count} pairs, {made} of them new")
 
 

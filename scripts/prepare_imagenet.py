@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from upsr_jax.data import records
 from upsr_jax.data.archives import Member, list_members, read_member
+from upsr_jax.files.names import show
 from upsr_jax.files.photos import read_rgb
 from upsr_jax.files.whole import check_begun, locked, write_json
 
@@ -42,7 +43,7 @@ def main(
     try:
         manifest = pack([os.path.abspath(source) for source in sources], out, shards)
     except (OSError, ValueError) as error:
-        sys.exit(f"prepare_imagenet: {error}")
+        sys.exit(show(f"prepare_imagenet: {error}"))
     size = sum((out / name).stat().st_size for name in manifest["shards"]) / 1e9
     print(f"{out}: {manifest['count']} images in {manifest['num_shards']} shards, {size:.3f} GB.")
     if skipped := len(manifest["skipped"]):

@@ -28,6 +28,7 @@ from configs.degradations import imagenet_test
 from upsr_jax.data.archives import Member, list_members, read_member
 from upsr_jax.data.degradation.host import degrade
 from upsr_jax.data.sources import Pair, Photo
+from upsr_jax.files.names import show
 from upsr_jax.files.photos import read_rgb
 from upsr_jax.files.whole import (
     check_begun,
@@ -52,7 +53,7 @@ def main(
     try:
         manifest = make_pairs(os.path.abspath(source), out, count, seed)
     except (OSError, ValueError) as error:
-        sys.exit(f"prepare_imagenet_test: {error}")
+        sys.exit(show(f"prepare_imagenet_test: {error}"))
     skipped = len(manifest["skipped"])
     print(f"{out}: {count} pairs; {skipped} images were unfit. {out / 'manifest.json'} has more.")
 

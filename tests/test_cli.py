@@ -1,6 +1,5 @@
 """`upsr` does every good file, names every bad one in a line, and never harms a file."""
 
-import itertools
 import os
 import signal
 import subprocess
@@ -11,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from photos import enlarge, photo, read, save
+from PIL import Image
 from stand_in import restoration
 from tiny_model import save_tiny_model
 from typer.testing import CliRunner
 
 from upsr_jax import cli
 from upsr_jax.cli import Method, app
-from upsr_jax.files import whole
 from upsr_jax.sampler import METHODS
 from upsr_jax.upscale import upscaler
 
@@ -151,15 +150,76 @@ def test_results_inside_the_input_folder_are_not_upscaled_again(tmp_path, run):
     assert os.listdir(tmp_path / "out") == ["a.png"]
 
 
-def test_two_sources_of_one_result_are_refused_up_front(tmp_path, run):
-    save(tmp_path / "a.png", photo(5, 7))
-    save(tmp_path / "a.bmp", photo(5, 7))
-    result = run("upscale", tmp_path, "--out", tmp_path / "out")
-    assert result.exit_code == 2
-    assert result.stderr.count("\n") == 1
-    assert "a.bmp and" in result.stderr
-    assert "a.png would both become" in result.stderr
-    assert not (tmp_path / "out").exists()
+def test_all_that_a_shell_names_by_a_star_is_done_twice(tmp_path, run, monkeypatch):
+    """Sidecar files, pictures that only their suffix tells apart, and later the results too."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("IMG_1.JPG", "a.jpg", "a.png", "d1/a.png", "d2/a.png"):
+        save(tmp_path / name, photo(5, 7))
+    for earlier in ("", ", 5 of them earlier"):
+        result = run("upscale", *sorted(os.listdir()), "--out", "out")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert result.stdout == f"5 of 5 upscaled into out{earlier}\n"
+    names = ["IMG_1.png", "a.jpg.png", "a.png.png", "d1/a.png", "d2/a.png"]
+    assert sorted(str(p.relative_to("out")) for p in Path("out").rglob("*.png")) == names
+    (tmp_path / "IMG_1.xmp").write_text("<xmp/>")
+    result = run("upscale", *sorted(os.listdir()), "--out", "out")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("IMG_1.xmp: not a whole JPEG, PNG")
+    assert result.stdout == "5 of 6 upscaled into out, 5 of them earlier\n"
+
+
+@pytest.mark.parametrize("name", ["large.png", "large.PNG", "x/large.jpeg", "large.webp"])
+def test_one_photo_may_be_given_the_name_of_its_result(tmp_path, run, name):
+    a = save(tmp_path / "a.png", np.full((8, 8, 3), 100, np.uint8))
+    result = run("upscale", a, "--out", tmp_path / name)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"1 of 1 upscaled into {tmp_path / name}\n"
+    assert np.abs(read(tmp_path / name).astype(int) - 100).max() <= 2
+    with Image.open(tmp_path / name) as image:
+        assert image.format == name.rpartition(".")[2].upper().replace("JPG", "JPEG")
+    assert run("upscale", a, "--out", tmp_path / name).stdout.endswith(", 1 of them earlier\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a.png", "b.png", "--out", "x.png"], "--out x.png names one picture, and here may be"),
+        ([".", "--out", "x.png"], "--out x.png names one picture, and here may be several"),
+        (["a.png", "--out", "x.tif"], "x.tif: the name must end in one of .png, .jpg, .webp"),
+        (["a.png", "--out", "x.png", "--format", "jpg"], "--out x.png is not of --format jpg"),
+    ],
+)
+def test_a_name_that_can_not_be_that_of_the_result_is_refused(
+    tmp_path, run, monkeypatch, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name)
+    result = run("upscale", *arguments)
+    assert result.exit_code == 2 and result.stderr.startswith(f"upsr: {words}")
+    assert sorted(os.listdir()) == ["a.png", "b.png"]
+
+
+def test_a_home_folder_that_no_shell_has_put_in_is_found(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    a = save(tmp_path / "in" / "a.png")
+    assert run("upscale", a, "--out=~/results").exit_code == 0
+    assert (tmp_path / "results" / "a.png").exists()
+    monkeypatch.chdir(tmp_path)
+    run("evaluate", "--images=~/in", "--out=~/evaluated", "--model=~/none")
+    assert not Path("~").exists()
+
+
+def test_names_steer_no_terminal(tmp_path, run):
+    """ESC begins a colour, OSC a title, CR writes over a line, U+202E turns one round."""
+    name = "a\x1b[31m\x1b]0;title\x07\r\n\u202egnp.png"
+    shown = r"a\x1b[31m\x1b]0;title\x07\r\n\u202egnp.png"
+    (tmp_path / name).write_text("no picture")
+    for arguments in ([tmp_path, "--out", tmp_path / "out"], [tmp_path / name, "--out", name]):
+        result = run("upscale", *arguments)
+        assert shown in result.stderr
+        assert not set(result.output) & set("\x1b\x07\r\u202e")
+        assert all(line.isprintable() for line in result.output.split("\n"))
 
 
 def test_the_same_file_given_twice_is_done_once(tmp_path, run):
@@ -197,28 +257,61 @@ def test_what_the_format_cannot_hold_is_said_before_the_work(tmp_path, run, monk
     assert "at most 16383 pixels a side" in result.stderr
 
 
-def test_ctrl_c_stops_at_once_and_leaves_whole_files(tmp_path, run, monkeypatch):
-    for name in "abc":
-        save(tmp_path / f"{name}.png", photo(5, 7))
-    fsync, calls = os.fsync, itertools.count()
+def start(*arguments) -> subprocess.Popen:
+    """Start `upsr` as a process, with a model that takes its time."""
+    code = """
+import sys, time
+sys.path.insert(0, "tests")
+from stand_in import repeat
+from upsr_jax import cli
+from upsr_jax.upscale import upscaler
+def slow(*inputs):
+    time.sleep(0.2)
+    return repeat(*inputs)
+upscaler.Upscaler.from_pretrained = lambda *_, **__: upscaler.Upscaler(slow, {})
+cli.app()
+"""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
-    def interrupt_second(descriptor):
-        if next(calls) == 1:
-            cli.interrupt_once()
-        fsync(descriptor)
 
-    handlers = []
-    monkeypatch.setattr(cli.signal, "signal", lambda *given: handlers.append(given))
-    monkeypatch.setattr(whole.os, "fsync", interrupt_second)
-    result = run("upscale", tmp_path, "--out", tmp_path / "out")
-    assert result.exit_code == 130
-    # Ctrl-C again ends it without a word
-    assert handlers == [(signal.SIGINT, cli.interrupt_once), (signal.SIGINT, signal.SIG_DFL)]
-    assert "stopped; the results written so far are whole" in result.stderr
+def wait_for(pattern: str, folder: Path) -> None:
+    for _ in range(600):
+        if any(folder.rglob(pattern)):
+            return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_stops_it_with_one_line_and_whole_files(tmp_path, name):
+    for i in range(100):
+        save(tmp_path / "in" / f"{i}.png", photo(5, 7))
+    process = start("upscale", tmp_path / "in", "--out", tmp_path / "out")
+    wait_for("*.png", tmp_path / "out")
+    process.send_signal(getattr(signal, name))
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + getattr(signal, name)
+    assert output == ""
+    said = "upsr: stopped; the same command goes on from there, and what is done is whole.\n"
+    assert errors == said
     written = os.listdir(tmp_path / "out")
-    assert 1 <= len(written) <= 2
-    for name in written:
-        np.testing.assert_array_equal(read(tmp_path / "out" / name), enlarge(photo(5, 7)))
+    assert 1 <= len(written) < 100
+    for file in written:
+        np.testing.assert_array_equal(read(tmp_path / "out" / file), enlarge(photo(5, 7)))
+
+
+def test_two_that_do_the_same_at_once_are_both_right(tmp_path):
+    for i in range(12):
+        save(tmp_path / "in" / f"{i}.png", photo(5, 7))
+    command = "upscale", tmp_path / "in", "--out", tmp_path / "out"
+    processes = [start(*command) for _ in range(2)]
+    for process in processes:
+        output, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+        assert output.startswith("12 of 12 upscaled into ")
+    assert len(os.listdir(tmp_path / "out")) == 12
 
 
 def test_a_killed_run_leaves_no_part_of_a_result(tmp_path):

@@ -1,6 +1,7 @@
 """The commands of the README, as processes of their own."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,18 @@ def test_missing_photographs_end_it_with_one_sentence_and_the_cure(tmp_path):
     assert run.returncode == 1
     assert "Traceback" not in run.stderr
     assert "nowhere" in run.stderr and "Put photographs there" in run.stderr
+
+
+def test_sigterm_stops_an_evaluation_with_one_line(tmp_path):
+    code = f"""
+import os, signal, sys, time
+from upsr_jax import main
+from upsr_jax.train import evaluate
+evaluate.evaluate = lambda *_: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(60))
+sys.argv = ["main", "--config", "demo", "--mode", "evaluate", "--workdir", {str(tmp_path)!r}]
+main.app.run(main.main)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 128 + signal.SIGTERM
+    said = "upsr_jax: stopped; the same command goes on from there, and what is done is whole.\n"
+    assert (run.stdout, run.stderr) == ("", said)

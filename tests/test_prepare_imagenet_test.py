@@ -12,7 +12,7 @@ from photos import draw_photo
 from tars import make_tar
 
 from scripts.prepare_imagenet_test import degrade_square
-from upsr_jax.data.sources import list_pairs, read_pair, stem_of
+from upsr_jax.data.sources import list_pairs, read_pair
 from upsr_jax.files.photos import read_rgb
 from upsr_jax.files.whole import locked
 
@@ -33,7 +33,7 @@ def pictures(out):
 
 def pairs_of(out):
     files = list_pairs(str(out / "gt"), str(out / "lq"))
-    return [(stem_of(pair.hr, str(out / "gt")), *read_pair(pair)) for pair in files]
+    return [(Path(pair.hr).stem, *read_pair(pair)) for pair in files]
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,17 @@
 import importlib.metadata
 import json
 import os
-import signal
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from upsr_jax.files.names import show
 
 if TYPE_CHECKING:
     from upsr_jax.upscale.upscaler import Upscaler
@@ -32,8 +35,16 @@ class Method(StrEnum):
     one_step = "one_step"
 
 
+def from_home(value: Any) -> Any:
+    """Put the home folder for a `~` in front, which shells leave there after `--option=`."""
+    if isinstance(value, tuple):
+        return tuple(map(from_home, value))
+    return value and Path(os.path.expanduser(value))
+
+
 ModelFolder = Annotated[
-    Path | None, typer.Option(help="Model folder.", show_default="the built-in one")
+    Path | None,
+    typer.Option(help="Model folder.", show_default="the built-in one", callback=from_home),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same bytes.")]
 Steps = Annotated[
@@ -75,13 +86,31 @@ def prepare() -> None:
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in photos
 
 
+@contextmanager
+def stoppable_command() -> Iterator[None]:
+    """Say in one line how to go on where a signal stops what is inside, and exit."""
+    from upsr_jax.cluster.stop import SENTENCE, exit_status, stoppable
+
+    try:
+        with stoppable():
+            yield
+    except KeyboardInterrupt as stopped:
+        fail(SENTENCE, code=exit_status(stopped))
+
+
 @app.command()
+@stoppable_command()
 def upscale(
     images: Annotated[
         list[Path], typer.Argument(help="Photos, or folders of them, searched throughout.")
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder of the results; a folder's layout is mirrored in it.")
+        Path,
+        typer.Option(
+            help="Folder of the results; a folder's layout is mirrored in it. For one photo, a "
+            "name such as large.png is that of the result.",
+            callback=from_home,
+        ),
     ],
     seed: Seed = 0,
     model: ModelFolder = None,
@@ -94,8 +123,9 @@ def upscale(
         bool, typer.Option("--overwrite", help="Replace results that exist and are others.")
     ] = False,
     format: Annotated[
-        OutputFormat, typer.Option(help="File format of the results.")
-    ] = OutputFormat.png,
+        OutputFormat | None,
+        typer.Option(help="File format of the results.", show_default="png, or as --out ends"),
+    ] = None,
     coordinator: Annotated[
         str | None, typer.Option(help="HOST:PORT of process 0, for several processes.")
     ] = None,
@@ -110,46 +140,50 @@ def upscale(
 
     A bad file is reported and the others are done (exit code 1).
     """
-    from upsr_jax.upscale.collection import meet_others, plan_jobs, run_jobs, take_share
+    from upsr_jax.upscale.collection import meet_others, plan, run_jobs, take_share
 
     try:
-        jobs, problems = plan_jobs(images, out, f".{format}")
-        prepare_folder(out)
-        names = sorted(job.target.relative_to(out) for job in jobs)
-        plan = names, seed, model, tile, steps, sampler, min_noise, fidelity, overwrite
-        process_id, processes = meet_others(coordinator, processes, process_id, plan)
+        jobs, folder, problems = plan(images, out, format)
+        prepare_folder(folder)
+        names = sorted(job.target.relative_to(folder) for job in jobs)
+        agreed = names, seed, model, tile, steps, sampler, min_noise, fidelity, overwrite
+        process_id, processes = meet_others(coordinator, processes, process_id, agreed)
     except (OSError, ValueError) as error:
-        fail(str(error))
-    jobs = take_share(jobs, out, process_id, processes)
+        fail(error)
+    jobs = take_share(jobs, folder, process_id, processes)
     problems = problems if process_id == 0 else []
     for problem in problems:
-        typer.echo(problem, err=True)
+        say(problem, err=True)
     done = kept = failed = 0
     if jobs:
         upscaler = load_upscaler(
             model, tile, steps=steps, method=sampler, min_noise=min_noise, fidelity=fidelity
         )
-        signal.signal(signal.SIGINT, interrupt_once)
-        try:
-            done, kept, failed = run_jobs(jobs, upscaler, seed, overwrite)
-        except KeyboardInterrupt:
-            fail("stopped; the results written so far are whole.", code=130)
+        done, kept, failed = run_jobs(jobs, upscaler, seed, overwrite)
     earlier = f", {kept} of them earlier" if kept else ""
     share = f"process {process_id} of {processes}: " if processes > 1 else ""
     total = len(jobs) + len(problems)
-    typer.echo(f"{share}{done + kept} of {total} upscaled into {out}{earlier}")
+    say(f"{share}{done + kept} of {total} upscaled into {out}{earlier}")
     raise typer.Exit(1 if failed or problems else 0)
 
 
 @app.command()
+@stoppable_command()
 def evaluate(
-    out: Annotated[Path, typer.Option(help="Folder of the results and the report.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the results and the report.", callback=from_home)
+    ],
     pairs: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="GT LR", help="Folders of true and of low-resolution images."),
+        typer.Option(
+            metavar="GT LR",
+            help="Folders of true and of low-resolution images.",
+            callback=from_home,
+        ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of low-resolution images without a truth.")
+        Path | None,
+        typer.Option(help="Folder of low-resolution images without a truth.", callback=from_home),
     ] = None,
     model: ModelFolder = None,
     seed: Seed = 0,
@@ -185,9 +219,7 @@ def evaluate(
             tile=tile,
         )
     except (OSError, ValueError, ImportError) as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        fail("stopped; the same command goes on from there.", code=130)
+        fail(error)
     raise typer.Exit(1 if results["broken"] else 0)
 
 
@@ -203,7 +235,7 @@ def score(
     try:
         results = score(folder, metrics)
     except (OSError, ValueError, ImportError) as error:
-        fail(str(error))
+        fail(error)
     typer.echo(means_table(results))
 
 
@@ -211,7 +243,8 @@ def score(
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="The --out of two or more evaluations.")],
     out: Annotated[
-        Path, typer.Option(help="Folder to write compare.md and compare.html to.")
+        Path,
+        typer.Option(help="Folder to write compare.md and compare.html to.", callback=from_home),
     ] = Path("comparison"),
 ) -> None:
     """Put evaluations side by side."""
@@ -220,7 +253,7 @@ def compare(
     try:
         typer.echo(compare(folders, out))
     except (OSError, ValueError) as error:
-        fail(str(error))
+        fail(error)
 
 
 @app.command()
@@ -235,14 +268,15 @@ def convert(
     try:
         report = convert_files(sources, destination, overwrite)
     except (OSError, ImportError, ValueError) as error:
-        fail(str(error))
-    typer.echo("\n".join(report))
+        fail(*str(error).splitlines())  # it may list what doesn't fit
+    for line in report:
+        say(line)
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="The --workdir of a training run.")],
-    out: Annotated[Path, typer.Option(help="Model folder to write.")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.", callback=from_home)],
     step: Annotated[int | None, typer.Option(show_default="the last checkpoint")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
@@ -252,8 +286,8 @@ def export(
     try:
         step = export_model(run, out, step, overwrite)
     except (OSError, ValueError) as error:
-        fail(str(error))
-    typer.echo(f"step {step} of {run} is in {out}")
+        fail(error)
+    say(f"step {step} of {run} is in {out}")
 
 
 @app.command()
@@ -270,10 +304,10 @@ def info(
     try:
         config, params = load_model(folder)
     except (OSError, ValueError) as error:
-        fail(str(error))
-    typer.echo(f"model      {folder.resolve().name} ({folder})")
+        fail(error)
+    say(f"model      {folder.resolve().name} ({folder})")
     for name, network in params.items():
-        typer.echo(f"{name:<10} {sum(leaf.size for leaf in jax.tree.leaves(network)):,} parameters")
+        say(f"{name:<10} {sum(leaf.size for leaf in jax.tree.leaves(network)):,} parameters")
     for package in ("upsr_jax", "jax", "flax"):
         typer.echo(f"{package:<10} {importlib.metadata.version(package)}")
     typer.echo(f"devices    {', '.join(str(device) for device in jax.devices())}")
@@ -298,13 +332,7 @@ def load_upscaler(model: Path | None, tile: int, **options: Any) -> "Upscaler":
     try:
         return Upscaler.from_pretrained(model, tile, **options)
     except (OSError, ValueError) as error:
-        fail(str(error))
-
-
-def interrupt_once(*_: Any) -> NoReturn:
-    """Stop at a first Ctrl-C; a second one ends what it finds running, without a word."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    raise KeyboardInterrupt
+        fail(error)
 
 
 def enable_compilation_cache() -> None:
@@ -322,7 +350,12 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def fail(message: str, code: int = 2) -> NoReturn:
-    """Say in one line why nothing more is done, and exit."""
-    typer.echo(f"upsr: {message}", err=True)
+def say(line: object, err: bool = False) -> None:
+    """Print a line, without whatever names in it would do to a terminal."""
+    typer.echo(show(line), err=err)
+
+
+def fail(*lines: object, code: int = 2) -> NoReturn:
+    """Say why nothing more is done, in one line if that will do, and exit."""
+    typer.echo("upsr: " + "\n".join(map(show, lines)), err=True)
     raise typer.Exit(code)

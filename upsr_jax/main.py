@@ -31,7 +31,8 @@ def main(_: list[str]) -> None:
     import absl.logging
     import cv2
 
-    from upsr_jax.cluster import join
+    from upsr_jax.cluster import join, stop
+    from upsr_jax.files.names import show
     from upsr_jax.train.evaluate import evaluate
     from upsr_jax.train.loop import train_and_evaluate
 
@@ -44,20 +45,21 @@ def main(_: list[str]) -> None:
     try:
         profile = parse_steps(PROFILE.value)
         join.initialize(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
-        workdir = Path(str(WORKDIR.value)).absolute()
+        workdir = Path(os.path.expanduser(str(WORKDIR.value))).absolute()
         if OUT.value and MODE.value == "train":
             raise ValueError("--out is for --mode evaluate: training writes to --workdir")
         keep_programs(workdir / "compiled")
         if MODE.value == "train":
             train_and_evaluate(CONFIG.value, workdir, profile)
         else:
-            evaluate(CONFIG.value, workdir, OUT.value)
-    except KeyboardInterrupt:  # of an evaluation; training ends after a step instead
-        join.leave("upsr_jax: stopped; the same command goes on from there")
+            with stop.stoppable():
+                evaluate(CONFIG.value, workdir, OUT.value and os.path.expanduser(OUT.value))
+    except KeyboardInterrupt as stopped:  # of an evaluation; training ends after a step instead
+        join.leave(f"upsr_jax: {stop.SENTENCE}", stop.exit_status(stopped))
     except Exception as error:
         mendable = isinstance(error, OSError | ValueError | FloatingPointError | ImportError)
         sentence = join.explain(error) or (str(error) if mendable else None)
-        join.leave(f"upsr_jax: {sentence}" if sentence else traceback.format_exc())
+        join.leave(f"upsr_jax: {show(sentence)}" if sentence else traceback.format_exc())
 
 
 def parse_steps(text: str | None) -> tuple[int, int] | None:

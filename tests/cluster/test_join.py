@@ -180,6 +180,7 @@ def test_only_the_loss_of_a_process_is_explained_as_one(monkeypatch):
     assert join.explain(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")) is None
 
 
-def test_a_single_process_leaves_as_any_program_does():
-    with pytest.raises(SystemExit, match="disk full"):
-        join.leave("disk full")
+def test_a_single_process_leaves_as_any_program_does(capsys):
+    with pytest.raises(SystemExit, match="130"):
+        join.leave("stopped", 130)
+    assert capsys.readouterr().err == "stopped\n"

@@ -9,6 +9,8 @@ from test_records import write_folder
 
 from upsr_jax.data.sources import (
     Pair,
+    PairFiles,
+    by_stem,
     concatenate,
     list_images,
     list_pairs,
@@ -16,7 +18,6 @@ from upsr_jax.data.sources import (
     open_source,
     read_or_next,
     read_pair,
-    stem_of,
 )
 from upsr_jax.files.photos import ImageError, read_rgb
 
@@ -106,7 +107,6 @@ def test_pairs_are_matched_by_name(tmp_path):
         "sub/c.jpg",
     ]
     truths, inputs = zip(*map(read_pair, pairs), strict=True)
-    assert [stem_of(pair.hr, hr) for pair in pairs] == ["a", "b", "sub/c"]
     np.testing.assert_array_equal(truths[1], RGB)
     assert inputs[0].shape == (6, 4, 3)
 
@@ -117,16 +117,71 @@ def test_images_without_a_partner_are_listed(tmp_path):
     with pytest.raises(ValueError, match=r"only one of them has a, c, d\."):
         list_pairs(str(tmp_path / "hr"), str(tmp_path / "lr"))
     save(tmp_path / "hr/b.jpg")
-    with pytest.raises(ValueError, match=r"b\.jpg.*b\.png.*share a name|b\.png.*b\.jpg.*share"):
+    with pytest.raises(ValueError, match=r"only one of them has a, b, b\.jpg, b\.png, c, d\."):
         list_pairs(str(tmp_path / "hr"), str(tmp_path / "lr"))
 
 
-def test_sides_of_a_pair_must_be_4_to_1(tmp_path):
-    save(tmp_path / "hr/a.png", RGB[:, :12])
-    save(tmp_path / "lr/a.png", RGB[:6, :4])
-    (files,) = list_pairs(str(tmp_path / "hr"), str(tmp_path / "lr"))
-    with pytest.raises(ValueError, match=r"12x24 .*4x6.* would be 16x24"):
-        read_pair(files)
+def test_pictures_that_only_their_suffix_tells_apart_keep_it(tmp_path):
+    for name in ("b.jpg", "b.png", "c.png"):
+        save(tmp_path / "hr" / name)
+        save(tmp_path / "lr" / name)
+    assert list(by_stem(str(tmp_path / "hr"))) == ["b.jpg", "b.png", "c"]
+    for pair in list_pairs(str(tmp_path / "hr"), str(tmp_path / "lr")):
+        assert Path(pair.hr).name == Path(pair.lr).name
+    save(tmp_path / "hr" / "b.jpg.png")
+    with pytest.raises(ValueError, match=r"b\.jpg\.?p?n?g?' and .* share a name"):
+        by_stem(str(tmp_path / "hr"))
+
+
+@pytest.mark.parametrize(
+    ("hr", "lr"),
+    [
+        (["0801", "0802"], ["0801x4", "0802x4"]),  # DIV2K
+        (["0801", "0802"], ["0801x4m", "0802x4m"]),
+        (["fox1", "fox2"], ["fox1x4", "fox2x4"]),
+        (["Canon_001_HR", "Canon_002_HR"], ["Canon_001_LR4", "Canon_002_LR4"]),  # RealSR
+        (["img_001_SRF_4_HR", "img_002_SRF_4_HR"], ["img_001_SRF_4_LR", "img_002_SRF_4_LR"]),
+    ],
+)
+@pytest.mark.parametrize("lr_folder", ["lr", "hr"])  # two folders, or one for both
+def test_pairs_are_matched_as_data_sets_name_them(tmp_path, hr, lr, lr_folder):
+    for ours, theirs in zip(hr, lr, strict=True):
+        save(tmp_path / "hr" / "sub" / f"{ours}.png")
+        save(tmp_path / lr_folder / "sub" / f"{theirs}.jpg")
+    pairs = list_pairs(str(tmp_path / "hr"), str(tmp_path / lr_folder))
+    assert [(Path(pair.hr).stem, Path(pair.lr).stem) for pair in pairs] == list(
+        zip(hr, lr, strict=True)
+    )
+
+
+def test_one_end_of_names_may_be_of_either_folder(tmp_path):
+    for name in ("hr/sony_1_x4.png", "lr/sony_1_x1.png"):  # DRealSR
+        save(tmp_path / name)
+    (pair,) = list_pairs(str(tmp_path / "hr"), str(tmp_path / "lr"))
+    assert (Path(pair.hr).stem, Path(pair.lr).stem) == ("sony_1_x4", "sony_1_x1")
+
+
+def test_the_ends_of_names_match_all_or_none(tmp_path):
+    for name in ("hr/a.png", "hr/b.png", "lr/ax4.png", "lr/bx2.png"):
+        save(tmp_path / name)
+    with pytest.raises(ValueError, match=r"NAME_HR and NAME_LR4.* only one of them has a, ax4, b"):
+        list_pairs(str(tmp_path / "hr"), str(tmp_path / "lr"))
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 16), (27, 16), (24, 17), (27, 19)])
+def test_a_ground_truth_is_cut_to_its_low_resolution(tmp_path, height, width):
+    whole = photo(height, width)
+    hr, lr = save(tmp_path / "hr" / "a.png", whole), save(tmp_path / "lr" / "a.png", RGB[:6, :4])
+    pair = read_pair(PairFiles(str(hr), str(lr)))
+    np.testing.assert_array_equal(pair.hr, whole[:24, :16])
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 12), (23, 16), (28, 16), (24, 20)])
+def test_sides_of_a_pair_must_be_4_to_1(tmp_path, height, width):
+    hr = save(tmp_path / "hr" / "a.png", photo(height, width))
+    lr = save(tmp_path / "lr" / "a.png", RGB[:6, :4])
+    with pytest.raises(ValueError, match=rf"{width}x{height} .*4x6.* would be 16x24, and at most"):
+        read_pair(PairFiles(str(hr), str(lr)))
 
 
 # Sources

@@ -1,6 +1,16 @@
 """`upsr evaluate` and `upsr compare` hand on what they are told, and tell how it ended."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
+from photos import photo, read, save
+from stand_in import write_set
 from typer.testing import CliRunner
 
 from upsr_jax import cli
@@ -9,6 +19,8 @@ from upsr_jax.evaluation import report
 from upsr_jax.evaluation import run as run_module
 from upsr_jax.upscale import upscaler
 from upsr_jax.upscale.restore import Sampling
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -50,6 +62,44 @@ def test_evaluate_tells_how_it_ended(tmp_path, run, monkeypatch, broken, code, w
     monkeypatch.setattr(run_module, "evaluate_folders", evaluate_folders)
     result = run("evaluate", "--images", tmp_path, "--out", tmp_path / "out")
     assert result.exit_code == code and result.stderr.startswith(words)
+
+
+def test_a_signal_stops_it_with_one_line_and_whole_files(tmp_path):
+    """In a real process, whose results are slow to write."""
+    config = write_set(tmp_path)
+    for i in range(100):
+        save(tmp_path / "in" / f"{i:02}.png", photo(5, 7))
+    code = """
+import sys, time
+sys.path.insert(0, "tests")
+from stand_in import make_noisy_resize
+from upsr_jax import cli
+from upsr_jax.evaluation import folder
+from upsr_jax.upscale import upscaler
+upscaler.make_super_resolve = make_noisy_resize
+save_images = folder.save_images
+folder.save_images = lambda *given: (time.sleep(0.2), save_images(*given))
+cli.app()
+"""
+    arguments = ["evaluate", "--images", tmp_path / "in", "--out", tmp_path / "out"]
+    command = [sys.executable, "-c", code, *map(str, arguments), "--model", config.eval.model]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    images = tmp_path / "out" / "images"
+    for _ in range(600):
+        if images.exists() and len(os.listdir(images)) > 4:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (128 + signal.SIGTERM, "")
+    # The line after those of the progress bar
+    assert errors.splitlines()[-1].startswith("upsr: stopped; the same command goes on from there")
+    assert "Traceback" not in errors
+    rows = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
+    assert 1 <= len(rows) < 100
+    for row in map(json.loads, rows):
+        assert read(images / f"{row['name']}.png").shape == (20, 28, 3)
 
 
 @pytest.mark.parametrize("folders", [[], ["--pairs", "gt", "lr", "--images", "lr"]])

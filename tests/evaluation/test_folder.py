@@ -1,12 +1,13 @@
 """Evaluation goes on where it stopped: what is whole is kept, what is not is done again."""
 
 import fcntl
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
-from photos import read
+from photos import read, save
 from stand_in import make_noisy_resize, write_pair, write_set
 from tiny_model import changed
 
@@ -71,6 +72,54 @@ def test_rows_spoiled_anywhere_are_done_again(config, results, done_before):
     assert again["timing"]["images"] == 2
 
 
+@pytest.mark.parametrize("folder", ["images", "uncertainty"])
+@pytest.mark.parametrize("damage", ["cut", "of another size", "none"])
+def test_a_damaged_result_is_done_again(config, results, done_before, folder, damage):
+    file = done_before / "evaluation" / folder / "large.png"
+    whole = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(whole[:-4])
+    elif damage == "none":
+        file.unlink()
+    else:
+        save(file)
+    again = evaluate(config, done_before)
+    assert (again["images"], again["timing"]["images"]) == (results["images"], 1)
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: 3,
+        lambda row: [row],
+        lambda row: {"name": row["name"]},
+        lambda row: {**row, "name": 3},
+        lambda row: {**row, "psnr_y": "3"},
+        lambda row: {**row, "lr": 3},
+        lambda row: {**row, "bytes": 3},
+        lambda row: {"name": row["name"], "broken": 3},
+    ],
+)
+def test_rows_of_another_kind_are_done_again(config, results, done_before, change):
+    file = done_before / "evaluation" / "rows.jsonl"
+    first, *others = file.read_text().splitlines()
+    file.write_text("\n".join([json.dumps(change(json.loads(first))), *others, ""]))
+    again = evaluate(config, done_before)
+    assert (again["images"], again["timing"]["images"]) == (results["images"], 1)
+
+
+@pytest.mark.parametrize("forged", [[1, 2], {"timing": 3}, {"timing": {"seconds": 1.0}}])
+def test_results_of_another_kind_are_written_anew(config, results, done_before, forged):
+    file = done_before / "evaluation" / "results.json"
+    if isinstance(forged, dict):
+        forged = json.loads(file.read_text()) | forged
+    file.write_text(json.dumps(forged))
+    again = evaluate(config, done_before)
+    assert again["images"] == results["images"]
+    assert json.loads(file.read_text()) == again
+
+
 def test_a_changed_image_is_done_again(config, tmp_path):
     """A low-resolution image and, of another pair, the ground truth."""
     folders = {kind: tmp_path / kind for kind in ("gt", "lq")}
@@ -103,9 +152,10 @@ def test_a_folder_in_use_is_left_alone(config, done_before):
 
 def test_damaged_options_are_named(config, done_before):
     options = done_before / "evaluation" / "options.json"
-    options.write_text("")
-    with pytest.raises(ValueError, match=f"{options} is damaged: remove"):
-        evaluate(config, done_before)
+    for damaged in ("", "[1, 2]", "[" * 100_000):
+        options.write_text(damaged)
+        with pytest.raises(ValueError, match=f"{options} is damaged: remove"):
+            evaluate(config, done_before)
 
 
 @pytest.mark.parametrize(

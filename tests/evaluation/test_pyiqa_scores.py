@@ -128,7 +128,15 @@ def test_an_image_that_cannot_be_measured_is_named_and_counted(tmp_path, pyiqa, 
     results = score(tmp_path, ["musiq"])
     assert "musiq can't measure a: RuntimeError: too small" in "".join(capsys.readouterr())
     assert results["means"]["pyiqa:musiq"]["images"] == 1
-    assert "40.000 of 1 image" in (tmp_path / "results.md").read_text()
+    assert "| 40.000 |  | [40.000, 40.000] | 1 of 2 |" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize("damaged", ["{", "[1]", '{"musiq": 3}', '{"musiq": {"values": {}}}'])
+def test_damaged_scores_are_named(tmp_path, pyiqa, damaged):
+    write_evaluation(tmp_path, IMAGES, pictures=False)
+    (tmp_path / "scores.json").write_text(damaged)
+    with pytest.raises(ValueError, match=r"scores\.json: damaged; remove it and score again"):
+        score(tmp_path, ["musiq"])
 
 
 def test_without_pyiqa_or_such_a_metric(tmp_path, pyiqa, monkeypatch):

@@ -71,14 +71,25 @@ class Attributes(HTMLParser):
 
 def test_means_stand_beside_bicubic(tmp_path):
     html, markdown = report_of(tmp_path / "ours", IMAGES)
-    assert "| PSNR-Y ↑ | 24.500 | 25.500 | +1.000 | [20.500, 30.500] |" in markdown
-    assert "| LPIPS-VGG ↓ | – | 0.2500 |  | [0.1250, 0.3750] |" in markdown
+    assert "| PSNR-Y ↑ | 24.500 | 25.500 | +1.000 | [20.500, 30.500] | 2 |" in markdown
+    assert "| LPIPS-VGG ↓ | – | 0.2500 |  | [0.1250, 0.3750] | 2 |" in markdown
     assert 'data-value="">25.500</td>' in html and '<span class="better">+1.000' in html
 
 
 def test_a_mean_over_a_part_says_so(tmp_path):
     _, markdown = report_of(tmp_path, {"a": {"psnr_y": 20.0}, "b": {"psnr_y": None}})
-    assert "| 20.000 of 1 image |" in markdown
+    assert "| PSNR-Y ↑ | – | 20.000 |  | [20.000, 20.000] | 1 of 2 |" in markdown
+
+
+def test_a_mean_over_equal_pictures_says_so(tmp_path):
+    mean = {"mean": 55.0, "low": 30.0, "high": 80.0, "images": 2}
+    means = {"psnr_y": {**mean, "capped": 1}, "bicubic_psnr_y": {**mean, "capped": 2}}
+    rows = {name: {"psnr_y": value} for name, value in (("a", 30.0), ("b", 80.0))}
+    html, markdown = report_of(tmp_path, rows, pictures=False, means=means)
+    assert "| [30.000, 80.000] | 2, 1 capped, 2 capped of bicubic |" in markdown
+    for text in (html, markdown):
+        assert "2, 1 capped, 2 capped of bicubic" in text and "80 dB are taken, which lift" in text
+    assert "80 dB" not in report_of(tmp_path, rows, pictures=False)[1]
 
 
 def test_a_higher_lpips_is_worse(tmp_path):
@@ -129,24 +140,27 @@ def test_links_lead_to_figures_and_controls_have_names(tmp_path):
         ('<b>&"', "&lt;b&gt;&amp;&#34;"),
         ("$title ${x}", "$title ${x}"),
         ("ü 写真", "ü 写真"),
-        ("\udcff", "?"),  # a byte of a file name that is no text
+        ("\udcff", r"\udcff"),  # a byte of a file name that is no text
+        ("\x1b[31m\x1b]0;t\a\r\n\u202egnp", r"\x1b[31m\x1b]0;t\x07\r\n\u202egnp"),
     ],
 )
 def test_odd_names_are_only_text(tmp_path, name, shown):
-    html, _ = report_of(tmp_path, {name: IMAGES["a"]}, pictures=False, broken={name: name})
+    html, markdown = report_of(tmp_path, {name: IMAGES["a"]}, pictures=False, broken={name: name})
     Attributes(html)
     assert f"<h3>{shown}</h3>" in html and f"<td>{shown}</td>" in html
+    page = html.partition("<body>")[2].partition("<script>")[0]
+    assert all(line.isprintable() for text in (page, markdown) for line in text.split("\n"))
 
 
 def test_markdown_shows_names_as_they_are():
     assert markdown_text("lite_x4 [1.0, 2.0]") == "lite_x4 [1.0, 2.0]"
     assert markdown_text("_a_ *b* `c` <d> | \\") == r"\_a\_ \*b\* \`c\` \<d\> \| \\"
-    assert markdown_text("[a](b)\n&amp;") == r"[a\](b) \&amp;"
+    assert markdown_text("[a](b)\n&amp;") == r"[a\](b)\\n\&amp;"
 
 
 def test_tables_keep_their_columns():
     table = Table(["Name", "x|y"], [[Cell("a\nb"), Cell("1", "(2|3)", value=1.0)]])
-    assert markdown_table(table) == "| Name | x\\|y |\n| --- | ---: |\n| a b | 1 (2\\|3) |\n"
+    assert markdown_table(table) == "| Name | x\\|y |\n| --- | ---: |\n| a\\\\nb | 1 (2\\|3) |\n"
     html = vars(PAGES.get_template("table.html").module)["html_table"](table, "sortable")
     assert 'data-value="1.0"' in html and html.count("<button") == 2
 
@@ -186,7 +200,7 @@ def test_low_resolution_made_from_the_centre_of_the_ground_truth(tmp_path):
 def test_nothing_measured(tmp_path):
     html, markdown = report_of(tmp_path, {}, metrics={"psnr_y": True}, broken={"a": "damaged"})
     Attributes(html)
-    assert "| PSNR-Y ↑ | – | – |  | – |" in markdown
+    assert "| PSNR-Y ↑ | – | – |  | – | 0 |" in markdown
 
 
 def test_thousands_of_images_show_a_sample_and_the_extremes():
@@ -247,9 +261,47 @@ def test_rank_puts_the_best_first_and_leaves_out_missing_values():
 def test_no_results_and_damaged_results(tmp_path):
     with pytest.raises(ValueError, match=r"no results\.json"):
         write_report(tmp_path)
-    (tmp_path / "results.json").write_text('{"images":')
-    with pytest.raises(ValueError, match="damaged"):
-        write_report(tmp_path)
+    for damaged in (b'{"images":', b"\xff", b"[" * 100_000, b""):
+        (tmp_path / "results.json").write_bytes(damaged)
+        with pytest.raises(
+            ValueError, match=r"results\.json: damaged .*; run the evaluation again"
+        ):
+            write_report(tmp_path)
+
+
+def kind_of(value):
+    return int if isinstance(value, float) else type(value)
+
+
+def paths_of(value, path=()):
+    """List the ways to all values of a tree."""
+    items = value.items() if isinstance(value, dict) else ()
+    return [path, *(p for key, each in items for p in paths_of(each, (*path, key)))]
+
+
+def test_results_of_another_kind_are_refused_in_one_sentence(tmp_path):
+    """Every value in turn is one of every other kind; a protocol and some others may be."""
+    write_evaluation(tmp_path, IMAGES, pictures=False, broken={"x": "y"})
+    file = tmp_path / "results.json"
+    whole = file.read_text()
+    for path, other in itertools.product(
+        paths_of(json.loads(whole)), (None, [1, 2], {}, "x", 1, np.inf)
+    ):
+        results = {"": json.loads(whole)}
+        *above, last = ("", *path)
+        place = results
+        for key in above:
+            place = place[key]
+        if kind_of(place[last]) is kind_of(other) and other != np.inf:
+            continue
+        place[last] = other
+        file.write_text(json.dumps(results[""]))
+        try:
+            write_report(tmp_path)
+        except ValueError as error:
+            assert str(error) == f"{file}: not what an evaluation writes; run the evaluation again"
+        else:
+            assert path[:1] in (("protocol",), ("images",), ("metrics",), ("means",))
 
 
 def test_compare_pairs_images_and_says_what_differs(tmp_path):
@@ -307,14 +359,6 @@ def test_compare_without_any_measured_image_is_refused(tmp_path):
         compare([tmp_path / "a", tmp_path / "b"], tmp_path)
     write_evaluation(tmp_path / "c", IMAGES, pictures=False)
     assert "| c | 25.500" in compare([tmp_path / "a", tmp_path / "c"], tmp_path)
-
-
-def test_compare_without_a_plot_where_a_mean_is_infinite(tmp_path):
-    rows = {"a": {"psnr_y": np.inf, "lpips_vgg": 0.0}}
-    for name in ("one", "two"):
-        write_evaluation(tmp_path / name, rows, pictures=False)
-    compare([tmp_path / "one", tmp_path / "two"], tmp_path)
-    assert "<svg" not in (tmp_path / "compare.html").read_text()
 
 
 def test_compare_shows_bicubic_and_plots_opposed_metrics(tmp_path):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from photos import draw_photo, enlarge, read
+from photos import draw_photo, enlarge, read, save
 from scipy.signal import convolve2d
 from stand_in import SEED, SIZES, make_noisy_resize, write_set
 from tiny_model import changed, random_params
@@ -19,7 +19,7 @@ from tiny_model import changed, random_params
 from upsr_jax.data.test_sets import Example, image_seed
 from upsr_jax.evaluation.measure import Measured, create_upscaler, restore_all
 from upsr_jax.evaluation.metric_list import METRICS, load_pristine_model
-from upsr_jax.evaluation.run import evaluate_folders
+from upsr_jax.evaluation.run import evaluate_folders, means_table, summarize
 from upsr_jax.evaluation.timing import Timing
 from upsr_jax.metrics import psnr_y as psnr_y_of_batch
 from upsr_jax.metrics.niqe import niqe
@@ -154,6 +154,7 @@ def test_the_table_is_printed(config, workdir, results, capsys):
             f"{bicubic['mean']:.4f}",
             f"{mean['mean']:.4f}",
             *interval.split(),
+            "3",
         ]
     timing = results["timing"]  # nothing was left to do, so it is still the first one
     assert lines[-3].startswith(f"3 images in {timing['seconds']:.1f} s")
@@ -267,6 +268,38 @@ def test_a_model_that_learned_another_sampling_is_refused(config, tmp_path):
     other = changed(config, prior__un=0.2)
     with pytest.raises(ValueError, match=r"prior\.un = 0\.1, not 0\.2: set it so"):
         evaluate(other, tmp_path)
+
+
+def test_pairs_may_be_named_and_cut_as_data_sets_have_them(config, tmp_path):
+    """As RealSR names them in one folder, and BSD100 has sides that are no multiples of 4."""
+    for name in SIZES:
+        lr, hr = (read(f"{folder}/{name}.png") for folder in (config.eval.lr, config.eval.gt))
+        save(tmp_path / "set" / f"{name}_LR4.png", lr)
+        save(tmp_path / "set" / f"{name}_HR.png", np.pad(hr, ((0, 3), (0, 1), (0, 0))))
+    both = str(tmp_path / "set")
+    config = changed(config, eval__metrics=("psnr_y",), eval__noise_by_name=False)
+    plain = evaluate(config, tmp_path / "plain")
+    odd = evaluate(changed(config, eval__gt=both, eval__lr=both), tmp_path / "odd")
+    for name in SIZES:
+        for key in ("psnr_y", "bicubic_psnr_y"):
+            assert odd["images"][f"{name}_LR4"][key] == plain["images"][name][key]
+    assert odd["protocol"]["pairs"] == "matched by how their names end, as x_HR.png and x_LR4.png"
+    assert "pairs" not in plain["protocol"]
+    assert odd["protocol"]["cut"].startswith("up to 3 pixels at right and bottom of a ground")
+
+
+def test_a_mean_over_equal_pictures_says_how_many_they_are():
+    row = {"lr": None, "gt": None, "sha256": "1"}
+    rows = {
+        "a": {"name": "a", "psnr_y": 30.0, "bicubic_psnr_y": 80.0, **row},
+        "b": {"name": "b", "psnr_y": 79.99999, "bicubic_psnr_y": 79.99999, **row},
+        "c": {"name": "c", "psnr_y": None, "bicubic_psnr_y": None, **row},
+    }
+    results = summarize({}, ["psnr_y"], rows)
+    found = {key: (mean["images"], mean["capped"]) for key, mean in results["means"].items()}
+    assert found == {"psnr_y": (2, 1), "bicubic_psnr_y": (2, 2)}
+    _, line, about = means_table(results).splitlines()
+    assert line.endswith("   2 of 3, 1 capped, 2 capped of bicubic") and "80 dB are taken" in about
 
 
 def test_results_go_where_they_are_wanted(config, tmp_path):

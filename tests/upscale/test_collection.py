@@ -159,15 +159,85 @@ def test_folders_in_each_other(tmp_path):
     found, _ = plan_jobs([outer], outer / "out", ".png")
     assert [job.source for job in found] == [outer / "a.png", inner]
     (tmp_path / "link").symlink_to("in")
-    with pytest.raises(ValueError, match="in holds the pictures; choose another --out"):
-        plan_jobs([inner.parent], tmp_path / "link", ".png")
+    found, (problem,) = plan_jobs([inner.parent], tmp_path / "link", ".png")
+    assert not found
+    assert "in: its pictures are not upscaled, as the results go there; choose another" in problem
 
 
 def test_no_result_replaces_another_picture_of_the_command(tmp_path):
     save(tmp_path / "in" / "sub" / "a.jpg")
     other = save(tmp_path / "out" / "sub" / "a.png")
-    with pytest.raises(ValueError, match=r"a\.jpg would replace .*sub/a\.png, which is to be"):
-        plan_jobs([tmp_path / "in", other], tmp_path / "out", ".png")
+    jobs, (problem,) = plan_jobs([tmp_path / "in", other], tmp_path / "out", ".png")
+    assert jobs == [Job(other, tmp_path / "out" / "a.png")]
+    assert f"in/sub/a.jpg: its result would replace {other}, which is to be" in problem
+
+
+def plan_of(*inputs: str) -> tuple[dict[str, str], list[str]]:
+    jobs, problems = plan_jobs([Path(path) for path in inputs], OUT, ".png")
+    return {str(job.source): job.target.relative_to(OUT).as_posix() for job in jobs}, problems
+
+
+def test_two_results_have_two_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("d1/a.png", "d2/a.png", "d2/b.JPG", "d2/b.bmp", "x/p/1.jpg", "y/p/1.jpg", "c.png"):
+        save(tmp_path / name)
+    (tmp_path / "d2" / "b.jpg").write_text("no picture, so it needs no name")
+    two = {"d1/a.png": "d1/a.png", "d2/a.png": "d2/a.png"}
+    assert plan_of("d1/a.png", "d2/a.png", "c.png") == ({**two, "c.png": "c.png"}, [])
+    suffixes = {"d2/b.JPG": "d2/b.JPG.png", "d2/b.bmp": "d2/b.bmp.png"}
+    found, (problem,) = plan_of("d1", "d2", "d1/", "d1/a.png")
+    assert found == two | suffixes and problem.startswith("d2/b.jpg: not a whole JPEG")
+    assert plan_of("x/p", "y/p")[0] == {"x/p/1.jpg": "x/p/1.png", "y/p/1.jpg": "y/p/1.png"}
+    assert plan_of("x", "y/p/1.jpg")[0] == {"x/p/1.jpg": "p/1.png", "y/p/1.jpg": "1.png"}
+
+
+def test_what_can_have_no_name_is_listed_and_the_others_are_done(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "a.png", "a.jpg.bmp", "b.jpg"):
+        save(tmp_path / name)
+    found, (problem,) = plan_of(".")
+    assert found == {"a.png": "a.png.png", "b.jpg": "b.png"}
+    assert problem == "a.jpg and a.jpg.bmp would become out/a.jpg.png; rename one of them."
+
+
+def test_a_folder_of_results_among_the_inputs_is_no_input(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "in" / "a.png")
+    jobs, _ = plan_jobs([Path("in")], OUT, ".png")
+    assert run_jobs(jobs, Upscaler(repeat, {}), 0, False) == Counts(1, 0, 0)
+    assert plan_of("in", "out", "out/a.png") == ({"in/a.png": "a.png"}, [])
+    save(OUT / "mine.png")
+    assert plan_of("in", "out")[1][0].startswith("out: its pictures are not upscaled, as the")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_result_cut_short_or_of_another_size_is_not_taken_for_done(tmp_path, capsys, suffix):
+    job = Job(save(tmp_path / "a.png", photo(9, 7)), tmp_path / f"b{suffix}")
+    upscale = Upscaler(repeat, {})
+    assert run_jobs([job], upscale, 0, False) == Counts(1, 0, 0)
+    whole = job.target.read_bytes()
+    with Image.open(job.target) as image:
+        exif = image.info["exif"]
+    for damage in (lambda: job.target.write_bytes(whole[:-4]), lambda: save(job.target, exif=exif)):
+        damage()
+        damaged = job.target.read_bytes()
+        assert run_jobs([job], upscale, 0, False) == Counts(0, 0, 1)
+        assert "exists already, and not as this command makes it" in capsys.readouterr().err
+        assert job.target.read_bytes() == damaged
+    assert run_jobs([job], upscale, 0, True) == Counts(1, 0, 0)
+    assert job.target.read_bytes() == whole
+
+
+def test_a_result_that_another_process_writes_meanwhile_is_done(tmp_path, monkeypatch):
+    job = Job(save(tmp_path / "a.png"), tmp_path / "b.png")
+    write_image = collection.write_image
+
+    def write_twice(*arguments):
+        write_image(*arguments)
+        write_image(*arguments)
+
+    monkeypatch.setattr(collection, "write_image", write_twice)
+    assert run_jobs([job], Upscaler(repeat, {}), 0, False) == Counts(0, 1, 0)
 
 
 @pytest.mark.parametrize("other_plan", [False, True])

@@ -170,19 +170,19 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def leave(message: str) -> NoReturn:
-    """End this process with `message` and exit status 1, without waiting for the others.
+def leave(message: str, status: int = 1) -> NoReturn:
+    """End this process with `message` and an exit status, without waiting for the others.
 
     The normal exit of a process of several awaits the others, which await this one in their next
     collective; ended at once, it is missed by them at once.
     """
-    if not jax.distributed.is_initialized():
-        sys.exit(message)
     print(message, file=sys.stderr)
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()
     _dismiss_herald()
-    os._exit(1)
+    os._exit(status)
 
 
 def create_workdir(workdir: Path) -> None:

@@ -22,6 +22,7 @@ from upsr_jax.data.degradation.host import to_unit
 from upsr_jax.data.examples import Place, TrainExample, make_example
 from upsr_jax.data.prefetch import map_ahead
 from upsr_jax.data.sources import Source
+from upsr_jax.files.names import show
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def make_bad_image_log(size: int, max_bad_fraction: float) -> Callable[[list[str
         for reason in reasons:
             if reason not in known:
                 known[reason] = None
-                logger.warning("Skipping an image: %s", reason)
+                logger.warning("Skipping an image: %s", show(reason))
                 sources.check_bad(known, size, max_bad_fraction)
 
     return log_bad

@@ -3,7 +3,9 @@
 import bisect
 import itertools
 import os
-from collections.abc import Callable, Collection, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +15,14 @@ from jaxtyping import UInt8
 
 from upsr_jax.data import records
 from upsr_jax.files.find import READ_SUFFIXES, find_images
+from upsr_jax.files.names import without_suffixes
 from upsr_jax.files.photos import read_rgb
 
 Photo = UInt8[np.ndarray, "_ _ 3"]  # of any size
 TFDS = "tfds:"
+# How names end in DIV2K and Flickr2K (x4, x4m), RealSR (_HR, _LR4), DRealSR (_x4, _x1) and in the
+# sets of SelfExSR (_SRF_4_HR, _SRF_4_LR)
+PAIR_END = re.compile(r"(_SRF_\d|[_.-]?x\d[a-z]?\d?|[_.-]?(HR|GT|LR|LQ)\d?)+", re.IGNORECASE)
 
 
 class Source(NamedTuple):
@@ -98,7 +104,7 @@ def open_tfds(name: str) -> Source:
 
 
 def open_pairs(hr_folder: str, lr_folder: str) -> Source:
-    """Open two folders of images with the same names."""
+    """Open two folders of images, matched as `list_pairs` does."""
     pairs = list_pairs(hr_folder, lr_folder)
     return Source(len(pairs), partial(_name_pair, pairs), partial(_read_listed, read_pair, pairs))
 
@@ -172,57 +178,91 @@ def list_images(*folders: str) -> list[str]:
 
 
 def list_pairs(hr_folder: str, lr_folder: str) -> list[PairFiles]:
-    """Match the images of two folders by their paths inside, suffix aside, and sort them by it.
+    """Match the images of two folders, or of one, by their paths inside, and sort them by these.
 
-    Raises ValueError where an image has no partner or two of them.
+    Names are the same, suffix aside, or end as data sets have it, all of a kind alike: `0801` and
+    `0801x4`, `a_HR` and `a_LR4`. Raises ValueError where an image has no partner.
     """
     hr, lr = by_stem(hr_folder), by_stem(lr_folder)
+    pairs = _match(hr, lr, "", "")
+    if not pairs:
+        ends = itertools.product(_common_ends(hr), _common_ends(lr))
+        pairs = next(filter(None, itertools.starmap(partial(_match, hr, lr), ends)), None)
+    if pairs:
+        return pairs
     unmatched = sorted(hr.keys() ^ lr.keys())
-    if unmatched:
-        raise ValueError(
-            f"'{hr_folder}' ({len(hr)} images) and '{lr_folder}' ({len(lr)}) must hold the same "
-            f"names, suffix aside; only one of them has {_enumerate(unmatched)}."
-        )
-    return [PairFiles(hr[stem], lr[stem]) for stem in sorted(hr)]
+    raise ValueError(
+        f"'{hr_folder}' ({len(hr)} images) and '{lr_folder}' ({len(lr)}) must hold the same "
+        "names, suffix aside, or names that end as NAME_HR and NAME_LR4, NAME and NAMEx4; only one "
+        f"of them has {_enumerate(unmatched)}."
+    )
+
+
+def _match(
+    hr: Mapping[str, str], lr: Mapping[str, str], hr_end: str, lr_end: str
+) -> list[PairFiles] | None:
+    """Pair images by what is before the ends of their names; None if that leaves any without."""
+    ours, theirs = (
+        {stem.removesuffix(end): file for stem, file in images.items() if stem.endswith(end)}
+        for images, end in ((hr, hr_end), (lr, lr_end))
+    )
+    names = sorted(ours.keys() & theirs.keys())
+    pairs = [PairFiles(ours[name], theirs[name]) for name in names if ours[name] != theirs[name]]
+    # Each folder is used up, or if both are one, that is by both together.
+    is_whole = set(itertools.chain(*pairs)) == {*hr.values(), *lr.values()}
+    return pairs if is_whole else None
+
+
+def _common_ends(stems: Iterable[str]) -> list[str]:
+    """List what PAIR_END finds at the ends of at least half of the stems, after ""."""
+    stems = list(stems)
+    count = Counter(
+        stem[start:]
+        for stem in stems
+        for start in range(max(1, len(stem) - 16), len(stem))
+        if PAIR_END.fullmatch(stem, start)
+    )
+    return ["", *sorted(end for end, found in count.items() if 2 * found >= len(stems))]
 
 
 def by_stem(folder: str) -> dict[str, str]:
-    """List the images of a folder by their paths inside, suffix aside, sorted.
+    """List the images of a folder by their paths inside, sorted.
 
-    Raises FileNotFoundError where there is none, ValueError where two share a name.
+    Without their suffixes, but where only these tell two apart. Raises FileNotFoundError where
+    there is none, ValueError where two share a name all the same.
     """
     images: dict[str, str] = {}
-    for image in list_images(folder):
-        stem = stem_of(image, folder)
-        if stem in images:
-            raise ValueError(f"'{images[stem]}' and '{image}' share a name: remove one of them.")
-        images[stem] = image
+    files = list_images(folder)
+    names = without_suffixes([Path(file).relative_to(folder) for file in files])
+    for file, name in zip(files, map(Path.as_posix, names), strict=True):
+        if name in images:
+            raise ValueError(f"'{images[name]}' and '{file}' share a name: rename one of them.")
+        images[name] = file
     return dict(sorted(images.items()))
-
-
-def stem_of(file: str, folder: str) -> str:
-    """Name a file by its path inside a folder, suffix aside."""
-    return Path(file).relative_to(folder).with_suffix("").as_posix()
 
 
 def read_pair(files: PairFiles) -> Pair:
     """Read a ground truth and its low-resolution image.
 
-    Raises ImageError as `read_rgb` does, ValueError unless the sides are 4:1.
+    Raises ImageError as `read_rgb` does, ValueError as `fit_pair`.
     """
-    pair = Pair(read_rgb(files.hr), read_rgb(files.lr))
-    check_pair(files, *pair)
-    return pair
+    return fit_pair(files, read_rgb(files.hr), read_rgb(files.lr))
 
 
-def check_pair(files: PairFiles, hr: Photo, lr: Photo) -> None:
-    """Raise ValueError unless the sides of a pair are 4:1."""
-    height, width = lr.shape[:2]
-    if hr.shape[:2] != (4 * height, 4 * width):
+def fit_pair(files: PairFiles, hr: Photo, lr: Photo) -> Pair:
+    """Cut up to 3 pixels off the right and the bottom of a ground truth that has more than 4:1.
+
+    So its low-resolution image was made, if its sides are no multiples of 4. Raises ValueError
+    for any other sizes.
+    """
+    height, width = (4 * side for side in lr.shape[:2])
+    if not (0 <= hr.shape[0] - height < 4 and 0 <= hr.shape[1] - width < 4):
         raise ValueError(
             f"'{files.hr}' has {hr.shape[1]}x{hr.shape[0]} pixels, but 4 times "
-            f"'{files.lr}' ({width}x{height}) would be {4 * width}x{4 * height}."
+            f"'{files.lr}' ({lr.shape[1]}x{lr.shape[0]}) would be {width}x{height}, and at most 3 "
+            "pixels more a side are cut off."
         )
+    return Pair(hr[:height, :width], lr)
 
 
 class Reading(NamedTuple):

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from upsr_jax.data.degradation.host import degrade
-from upsr_jax.data.sources import PairFiles, by_stem, check_pair, list_pairs, stem_of
+from upsr_jax.data.sources import PairFiles, by_stem, fit_pair, list_pairs
 from upsr_jax.files.find import find_images
 from upsr_jax.files.photos import read_photo, read_rgb, visible_colours
 from upsr_jax.files.whole import file_sha256
@@ -75,8 +75,8 @@ def find_entries(images: ImageSet) -> list[Entry]:
                 f"The images to evaluate on are not in '{folder}': {images.source}."
             )
     if gt and lr:
-        pairs = list_pairs(gt, lr)
-        entries = [Entry(stem_of(pair.lr, lr), pair.lr, pair.hr) for pair in pairs]
+        names = {file: name for name, file in by_stem(lr).items()}
+        entries = [Entry(names[pair.lr], pair.lr, pair.hr) for pair in list_pairs(gt, lr)]
     elif lr:
         entries = [Entry(name, file, None) for name, file in by_stem(lr).items()]
     elif gt:
@@ -106,8 +106,7 @@ def make_read_fn(images: ImageSet) -> Callable[[Entry], Example]:
             picture, kept = read_photo(entry.lr)
             lr = visible_colours(picture)
             if entry.gt is not None:
-                hr = read_rgb(entry.gt)
-                check_pair(PairFiles(entry.gt, entry.lr), hr, lr)
+                hr = fit_pair(PairFiles(entry.gt, entry.lr), read_rgb(entry.gt), lr).hr
         else:
             assert entry.gt is not None
             source_sha256 = sha256

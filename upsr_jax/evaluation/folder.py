@@ -19,12 +19,23 @@ from jax.experimental import multihost_utils
 from upsr_jax.cluster.join import create_workdir
 from upsr_jax.data.test_sets import Entry, hash_files
 from upsr_jax.evaluation.measure import Measured
-from upsr_jax.evaluation.report.results import read_results
-from upsr_jax.files.whole import check_begun, locked, read_json, write_json, write_whole
+from upsr_jax.evaluation.report.results import IMAGE, fits, read_results
+from upsr_jax.evaluation.timing import Timing
+from upsr_jax.files.whole import (
+    check_begun,
+    locked,
+    parse_json,
+    read_json,
+    write_json,
+    write_whole,
+)
 from upsr_jax.files.write_photo import write_image
 from upsr_jax.upscale.upscaler import Upscaler, to_bytes, with_alpha
 
 OPTIONS = "options.json"
+# What a row is; its other keys are metrics.
+BROKEN = {"name": str, "broken": str}
+WHOLE = {"name": str, **IMAGE, "bytes": list, str: float | None}
 
 
 @contextmanager
@@ -69,7 +80,7 @@ def _is_kept(out: Path, row: Mapping[str, Any], entries: Mapping[str, Entry]) ->
         unchanged = row.get("sha256") == hash_files(entries[name])
     except OSError:
         return False
-    return unchanged and all(file.exists() for file in image_files(out, name))
+    return unchanged and row["bytes"] == count_bytes(out, name)
 
 
 class Rows:
@@ -124,6 +135,12 @@ def image_files(out: Path, name: str) -> tuple[Path, Path]:
     return out / "images" / f"{name}.png", out / "uncertainty" / f"{name}.png"
 
 
+def count_bytes(out: Path, name: str) -> list[int]:
+    """Count the bytes of an image's files, none of one that is missing."""
+    files = image_files(out, name)
+    return [file.stat().st_size if file.is_file() else 0 for file in files]
+
+
 def save_images(out: Path, item: Measured, upscaler: Upscaler, seed: int) -> None:
     """Write a restored image, as `upsr upscale` writes it, and its noise weight as 8-bit grey.
 
@@ -141,15 +158,18 @@ def save_images(out: Path, item: Measured, upscaler: Upscaler, seed: int) -> Non
 def read_timing(out: Path) -> dict[str, Any] | None:
     """Read the timing of the results that are there; None if there are no whole ones."""
     try:
-        return read_results(out)["timing"]
+        timing = read_results(out)["timing"]
     except ValueError:
         return None
+    return timing if timing.keys() >= Timing().summary().keys() else None
 
 
 def _parse(file: Path) -> list[dict[str, Any]]:
-    """Read the rows of a file, but for one that a kill, or a full disk, cut off."""
+    """Read the rows of a file, but for those that a kill, a full disk or another has spoiled."""
     rows = []
     for line in file.read_bytes().splitlines():
         with suppress(ValueError):
-            rows.append(json.loads(line))
+            row = parse_json(line)
+            if fits(row, BROKEN) or fits(row, WHOLE):
+                rows.append(row)
     return rows

@@ -1,5 +1,6 @@
 """The metrics of an evaluation. A new one is one entry here."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ class Metric(NamedTuple):
     program: str
     higher_is_better: bool
     version: str
+    most: float = math.inf  # that it gives, to equal pictures
 
     @property
     def needs_truth(self) -> bool:
@@ -81,6 +83,7 @@ METRICS = {
         program="metrics",
         higher_is_better=True,
         version="on Y of BT.601 YCbCr (16..235), mean squared error of Y/255 plus 1e-8",
+        most=80.0,
     ),
     "ssim_y": Metric(
         partial(_make_pixel_metric, ssim_y),

@@ -70,6 +70,11 @@ def describe_protocol(settings: Mapping[str, Any]) -> dict[str, Any]:
             f"degraded here, seed {settings['seed']}, config.degradation of SHA-256 "
             f"{settings['degradation']}"
         )
+    cut = {}
+    if settings["gt"] and settings["lr"]:
+        cut["cut"] = (
+            "up to 3 pixels at right and bottom of a ground truth, to 4 times the low resolution"
+        )
     sampler: dict[str, Any] = {"sampler": "none, the estimate itself"}
     if settings["network"] == "denoiser":
         sampler = {key: settings[key] for key in ("sampler", "steps", "un", "min_noise")}
@@ -86,6 +91,7 @@ def describe_protocol(settings: Mapping[str, Any]) -> dict[str, Any]:
         "weights": settings["weights"],
         "ground truth": truth,
         "low resolution": lr,
+        **cut,
         **sampler,
         "fidelity": settings["fidelity"],
         "seed": settings["seed"],

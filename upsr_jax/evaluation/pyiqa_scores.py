@@ -7,7 +7,6 @@ no dependency of ours: its licence (PolyForm Noncommercial) is for its users to 
 import copy
 import importlib
 import importlib.metadata
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,14 +18,20 @@ from tqdm import tqdm
 from upsr_jax.data.test_sets import centre_crop
 from upsr_jax.evaluation.folder import image_files
 from upsr_jax.evaluation.report import write_report
-from upsr_jax.evaluation.report.results import RESULTS, read_results
+from upsr_jax.evaluation.report.results import RESULTS, fits, read_results
+from upsr_jax.files.names import show
 from upsr_jax.files.photos import read_rgb
-from upsr_jax.files.whole import write_json
+from upsr_jax.files.whole import parse_json, write_json
 from upsr_jax.files.write_photo import write_image
 from upsr_jax.metrics.intervals import mean_over
 
 SCORES = "scores.json"
 SAVE_EVERY = 50  # images
+SCORED = {
+    "version": str,
+    "higher_is_better": bool,
+    "values": {str: {"value": float | None, "sha256": str}},
+}
 
 
 def score(out: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -108,7 +113,7 @@ def measure(
         try:
             value = measure_pair(metric, restored, row) if about["compares"] else metric(restored)
         except Exception as error:  # a small or a lost image ends no mean over the others
-            tqdm.write(f"{name} can't measure {image}: {describe(error)}")
+            tqdm.write(show(f"{name} can't measure {image}: {describe(error)}"))
             continue
         value = value if np.isfinite(value) else None
         values[image] = {"value": value, "sha256": row["sha256"]}
@@ -118,14 +123,16 @@ def measure(
 
 
 def measure_pair(metric: Callable[..., float], restored: Path, row: Mapping[str, Any]) -> float:
-    """Measure an image against its ground truth, or the centre of that which was degraded."""
-    if row["lr"] is not None:
+    """Measure an image against its ground truth, or the part of that which it was made of."""
+    height, width = read_rgb(restored).shape[:2]
+    truth = read_rgb(row["gt"])
+    if truth.shape[:2] == (height, width):
         return metric(restored, row["gt"])
-    side = read_rgb(restored).shape[0]
+    part = truth[:height, :width] if row["lr"] is not None else centre_crop(truth, height)
     with tempfile.TemporaryDirectory() as folder:
-        truth = Path(folder) / "truth.png"
-        write_image(truth, centre_crop(read_rgb(row["gt"]), side))
-        return metric(restored, truth)
+        file = Path(folder) / "truth.png"
+        write_image(file, part)
+        return metric(restored, file)
 
 
 def describe(error: Exception) -> str:
@@ -139,7 +146,15 @@ def read_scores(out: Path) -> dict[str, dict[str, Any]]:
     Each value stands beside the hash of the files that the image was evaluated from.
     """
     file = out / SCORES
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    try:
+        scores: Any = parse_json(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        scores = None
+    if not fits(scores, {str: SCORED}):
+        raise ValueError(f"{file}: damaged; remove it and score again")
+    return scores
 
 
 def with_scores(results: Mapping[str, Any], out: Path) -> dict[str, Any]:

@@ -35,9 +35,10 @@ from upsr_jax.evaluation.pieces import share
 from upsr_jax.evaluation.protocol import collect_settings, describe_protocol
 from upsr_jax.evaluation.pyiqa_scores import with_scores
 from upsr_jax.evaluation.report import write_report
-from upsr_jax.evaluation.report.results import RESULTS
+from upsr_jax.evaluation.report.results import CAPPED, RESULTS, count_of
 from upsr_jax.evaluation.settings import Settings
 from upsr_jax.evaluation.timing import Timing, timing_lines
+from upsr_jax.files.names import show
 from upsr_jax.files.whole import write_json
 from upsr_jax.metrics.intervals import mean_over
 from upsr_jax.models.config import ModelConfig
@@ -121,6 +122,7 @@ def evaluate_set(
         devices = {"processes": jax.process_count(), "devices": jax.device_count()}
         timings = timing.summary() | devices
         rows = folder.wait_for_rows(out, [entry.name for entry in entries])
+        protocol |= describe_names(entries)
         if len(entries) < found:
             protocol["taken"] = f"{len(entries):,} of {found:,} images (config.eval.max_images)"
         results = with_scores(summarize(protocol, metrics, rows), out)
@@ -128,7 +130,9 @@ def evaluate_set(
         if jax.process_index() == 0:
             write_json(out / RESULTS, results)
             write_report(out)
-            print(*(f"{key}: {value}" for key, value in results["protocol"].items()), sep="\n")
+            print(
+                *(show(f"{key}: {value}") for key, value in results["protocol"].items()), sep="\n"
+            )
             print(f"\n{means_table(results)}\n\n{timing_lines(results['timing'])}")
     return results
 
@@ -171,7 +175,7 @@ def finish(
 ) -> bool:
     """Write an image and its row of numbers, or the reason why there is none: False."""
     if isinstance(item, Failed):
-        progress.write(f"{item.name} is broken: {item.error}", file=sys.stderr)
+        progress.write(show(f"{item.name} is broken: {item.error}"), file=sys.stderr)
         rows.append({"name": item.name, "broken": str(item.error)})
         return False
     example = item.example
@@ -179,8 +183,20 @@ def finish(
         folder.save_images(out, item, upscaler, seed_of(settings, example.name))
         values = measure_on_host(item, meters)
     numbers = {key: finite(values[key]) for key in meters.columns}
-    rows.append({"name": example.name, **numbers, **files[example.name], "sha256": example.sha256})
+    found = {**files[example.name], "sha256": example.sha256}
+    rows.append(
+        {"name": example.name, **numbers, **found, "bytes": folder.count_bytes(out, example.name)}
+    )
     return True
+
+
+def describe_names(entries: Sequence[Entry]) -> dict[str, str]:
+    """Say how pairs are named, if their two names are not the same."""
+    for entry in entries:
+        gt, lr = Path(entry.gt or ""), Path(entry.lr or "")
+        if gt.stem and lr.stem and gt.stem != lr.stem:
+            return {"pairs": f"matched by how their names end, as {gt.name} and {lr.name}"}
+    return {}
 
 
 def finite(value: float) -> float | None:
@@ -193,8 +209,9 @@ def summarize(
 ) -> dict[str, Any]:
     """Put together protocol, means with their intervals, and images.
 
-    A mean is over the images that the metric could be measured for, as many as `images` says; a
-    metric that could be measured for none is left out.
+    A mean is over the images that the metric could be measured for, as many as `images` says, and
+    `capped` says how many of them have the most it gives; a metric that could be measured for none
+    is left out.
     """
     broken = {name: row["broken"] for name, row in rows.items() if "broken" in row}
     images = {
@@ -202,8 +219,12 @@ def summarize(
         for name, row in rows.items()
         if name not in broken
     }
-    means = {key: mean_over(images.values(), key) for key in columns(metrics)}
-    means = {key: mean for key, mean in means.items() if mean}
+    means = {}
+    for key in columns(metrics):
+        if mean := mean_over(images.values(), key):
+            most = METRICS[key.removeprefix("bicubic_")].most
+            capped = sum((row.get(key) or 0) > most - 0.01 for row in images.values())
+            means[key] = {**mean, "capped": capped}
     return {
         "protocol": {**protocol, "images": len(images), "broken images": len(broken)},
         "metrics": {name: METRICS[name].higher_is_better for name in metrics if name in means},
@@ -215,12 +236,18 @@ def summarize(
 
 def means_table(results: Mapping[str, Any]) -> str:
     """Lay out the means and their intervals in lines of text."""
-    lines = [f"{'':14}{'bicubic':>10}{'this model':>14}   95% interval"]
-    for name in results["metrics"]:
-        mean = results["means"][name]
+    lines = [f"{'':14}{'bicubic':>10}{'this model':>14}   {'95% interval':20}   images"]
+    means = results["means"]
+    for name in filter(means.__contains__, results["metrics"]):
+        mean = means[name]
         bicubic = results["means"].get(f"bicubic_{name}")
         beside = f"{bicubic['mean']:.4f}" if bicubic else "-"
         ends = f"{mean['low']:.4f} .. {mean['high']:.4f}"
-        lines.append(f"{name:14}{beside:>10}{mean['mean']:>14.4f}   {ends}")
-    lines += [f"broken: {name}: {reason}" for name, reason in results["broken"].items()]
+        lines.append(
+            f"{show(name):14}{beside:>10}{mean['mean']:>14.4f}   {ends:20}   "
+            f"{count_of(results, name)}"
+        )
+    if any(mean.get("capped") for mean in means.values()):
+        lines.append(CAPPED)
+    lines += [show(f"broken: {name}: {reason}") for name, reason in results["broken"].items()]
     return "\n".join(lines)

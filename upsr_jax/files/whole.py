@@ -125,10 +125,21 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_json(path: Path) -> Any:
+def parse_json(data: bytes) -> Any:
+    """Parse JSON, longer integers than any of ours as floats; raise ValueError if it is damaged."""
+    try:
+        return json.loads(data, parse_int=lambda text: (int if len(text) <= 20 else float)(text))
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
     """Read the JSON that says how a folder was begun; raise ValueError if it is damaged."""
     try:
-        return json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError(f"no object but a {type(value).__name__}")
+        return value
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged: remove {path.parent}, or choose another folder ({error})"

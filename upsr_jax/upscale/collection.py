@@ -6,6 +6,7 @@ kept, and any other file in its place is never replaced without being asked.
 """
 
 import hashlib
+import itertools
 import os
 import sys
 import threading
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from upsr_jax.cluster.join import read_settings
 from upsr_jax.cluster.roll_call import roll_call
 from upsr_jax.files.find import READ_SUFFIXES, UNREAD_SUFFIXES, find_images
+from upsr_jax.files.names import alike, of_folders, show, without_suffixes
 from upsr_jax.files.photos import (
     MAX_PIXELS,
     ImageError,
@@ -30,7 +32,8 @@ from upsr_jax.files.photos import (
     read_photo,
 )
 from upsr_jax.files.whole import file_sha256, remove_parts
-from upsr_jax.files.write_photo import check_storable, write_image
+from upsr_jax.files.write_photo import ENCODERS, check_storable, is_whole, write_image
+from upsr_jax.upscale.tiles import SCALE
 from upsr_jax.upscale.upscaler import Upscaler
 
 
@@ -49,41 +52,102 @@ class Counts(NamedTuple):
     failed: int
 
 
+def plan(inputs: list[Path], out: Path, format: str | None) -> tuple[list[Job], Path, list[str]]:
+    """List the pictures to upscale, the folder that all results lie in, and the problems.
+
+    `out` is that folder, or for one picture a name with a picture's suffix. Raises ValueError if
+    such a name can't be that of the result.
+    """
+    if out.suffix.lower() not in READ_SUFFIXES + UNREAD_SUFFIXES or os.path.isdir(out):
+        jobs, problems = plan_jobs(inputs, out, f".{format or 'png'}")
+        return jobs, out, problems
+    if len(inputs) > 1 or os.path.isdir(inputs[0]):
+        raise ValueError(f"--out {out} names one picture, and here may be several; name a folder.")
+    check_storable(out, 1, 1, has_alpha=False)
+    if format and ENCODERS[f".{format}"] != ENCODERS[out.suffix.lower()]:
+        raise ValueError(f"--out {out} is not of --format {format}; leave one of them out.")
+    return [Job(inputs[0], out)], out.parent, []
+
+
 def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], list[str]]:
     """List the pictures to upscale, and the problems with the inputs.
 
-    Raises ValueError if two pictures would have one result, a result would replace another picture
-    of them, or `out` is one of the folders to search.
+    A result lies in `out` as the picture lies in its folder; with that folder's name in front where
+    several are given, or two pictures of several would have one result, and with the picture's own
+    suffix where only that tells two apart.
     """
-    sources, problems = {}, []
-    for given in inputs:
-        if os.path.isdir(given):
-            found, left_out = find_sources(given, out)
-            problems += left_out
-            pairs = [(path, out / path.relative_to(given).with_suffix(suffix)) for path in found]
-            if not found and not left_out:
-                suffixes = ", ".join(READ_SUFFIXES)
-                problems.append(f"{given}: no images in this folder; looked for {suffixes}.")
-        elif os.path.exists(given):  # unlike Path.exists, it never raises
-            pairs = [(given, out / f"{given.stem}{suffix}")]
-        else:
-            pairs = []
-            problems.append(f"{given}: no such file.")
-        for source, target in pairs:
-            other = sources.setdefault(target, source)
-            if other != source and os.path.realpath(other) != os.path.realpath(source):
-                raise ValueError(
-                    f"{other} and {source} would both become {target}; rename one of them."
-                )
-    real = {os.path.realpath(source): source for source in sources.values()}
-    for target, source in sources.items():
-        other = real.get(os.path.realpath(target), source)
-        if other != source:
-            raise ValueError(
-                f"the result of {source} would replace {other}, which is to be upscaled as well; "
+    folders = of_folders(p for p in inputs if os.path.isdir(p) and _real(p) != _real(out))
+    roots, problems = find_all(inputs, out)
+    names = {p: folders.get(root, Path()) / p.relative_to(root) for p, root in roots.items()}
+
+    def find_alike() -> list[list[Path]]:
+        return alike({path: name.with_suffix("") for path, name in names.items()})
+
+    for path in itertools.chain(*find_alike()):  # where a name is scarce, no file gets it in vain
+        try:
+            count_pixels(path)
+        except ImageError as error:
+            problems.append(str(error))
+            del names[path]
+    clashing = [
+        path for group in find_alike() if len({roots[p] for p in group}) > 1 for path in group
+    ]
+    folders = of_folders({roots[path] for path in clashing})
+    names |= {path: folders[roots[path]] / path.relative_to(roots[path]) for path in clashing}
+    bare = without_suffixes(list(names.values()))
+    targets = {path: out / f"{name}{suffix}" for path, name in zip(names, bare, strict=True)}
+    for path, *others in alike(targets):
+        both = " and ".join(map(str, others))
+        problems.append(f"{path} and {both} would become {targets[path]}; rename one of them.")
+        for other in (path, *others):
+            del targets[other]
+    real = {os.path.realpath(path): path for path in targets}
+    for path, target in list(targets.items()):
+        other = real.get(os.path.realpath(target), path)
+        if other != path:
+            problems.append(
+                f"{path}: its result would replace {other}, which is to be upscaled as well; "
                 "choose another --out."
             )
-    return [Job(source, target) for target, source in sources.items()], problems
+            del targets[path]
+    return list(itertools.starmap(Job, targets.items())), problems
+
+
+def find_all(inputs: list[Path], out: Path) -> tuple[dict[Path, Path], list[str]]:
+    """Find the pictures, with the folder that each was found in, and list the problems.
+
+    Earlier results in `out` are none where other inputs are given as well, as `*` gives them.
+    """
+    found: dict[str, tuple[Path, Path]] = {}  # by whole paths, as some may be given twice
+    problems: list[str] = []
+    below = _real(out)
+    alone = all(_real(given).startswith(below) for given in inputs)
+    for given in inputs:
+        pictures, root = [], given
+        if os.path.isdir(given) and _real(given) == below:
+            if alone or not all(map(is_result, find_images(given, on_error=lambda _: None))):
+                problems.append(
+                    f"{given}: its pictures are not upscaled, as the results go there; "
+                    "choose another --out."
+                )
+        elif os.path.isdir(given):
+            pictures, left_out = find_sources(given, out)
+            problems += left_out
+            if not pictures and not left_out:
+                suffixes = ", ".join(READ_SUFFIXES)
+                problems.append(f"{given}: no images in this folder; looked for {suffixes}.")
+        elif not os.path.exists(given):  # unlike Path.exists, it never raises
+            problems.append(f"{given}: no such file.")
+        elif alone or not (_real(given).startswith(below) and is_result(given)):
+            pictures, root = [given], given.parent
+        for path in pictures:
+            found.setdefault(os.path.abspath(path), (path, root))
+    return dict(found.values()), problems
+
+
+def is_result(path: str | Path) -> bool:
+    """Tell whether a picture bears a note of this program."""
+    return (read_note(path) or "").startswith("upsr_jax ")
 
 
 def find_sources(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
@@ -91,11 +155,8 @@ def find_sources(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
 
     Those are subfolders that cannot be read, and pictures of formats that are not.
     """
-    # Path.resolve fails on links in a circle.
-    above, below = (os.path.join(os.path.realpath(path), "") for path in (folder, out))
-    if above == below:
-        raise ValueError(f"{folder} holds the pictures; choose another --out for the results.")
     problems, pictures = [], []
+    above, below = _real(folder), _real(out)
     for path in find_images(
         folder,
         READ_SUFFIXES + UNREAD_SUFFIXES,
@@ -108,6 +169,11 @@ def find_sources(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
         else:
             problems.append(f"{path}: this format is not read; save it as JPEG or PNG.")
     return pictures, problems
+
+
+def _real(path: Path) -> str:
+    """Resolve a folder, its end marked; Path.resolve fails on links in a circle."""
+    return os.path.join(os.path.realpath(path), "")
 
 
 def meet_others(
@@ -164,10 +230,10 @@ def run_jobs(jobs: list[Job], upscaler: Upscaler, seed: int, overwrite: bool) ->
                 try:
                     is_new = future.result()
                 except ImageError as error:
-                    tqdm.write(str(error), file=sys.stderr)
+                    tqdm.write(show(error), file=sys.stderr)
                     failed += 1
                 except (FloatingPointError, MemoryError, OSError) as error:
-                    tqdm.write(f"{futures[future].source}: {error}", file=sys.stderr)
+                    tqdm.write(show(f"{futures[future].source}: {error}"), file=sys.stderr)
                     failed += 1
                 else:
                     done += is_new
@@ -189,12 +255,16 @@ def run_job(
     pixels = count_pixels(job.source)
     # Before the picture is read: should it change meanwhile, the next run finds another one.
     note = upscaler.describe(file_sha256(job.source), seed)
+
+    def is_done() -> bool:
+        return read_note(job.target) == note and is_whole(job.target, SCALE**2 * pixels)
+
     exists = os.path.exists(job.target)
     is_empty = exists and os.path.getsize(job.target) == 0  # as a kill leaves it without links
     if exists and not is_empty:
         if job.target.samefile(job.source):
             raise ImageError(f"{job.source}: its result would replace it; choose another --out.")
-        if read_note(job.target) == note:
+        if is_done():
             return False
         if not overwrite:
             raise ImageError(
@@ -205,7 +275,13 @@ def run_job(
         image, kept = read_photo(job.source)
         height, width, channels = image.shape
         check_storable(job.target, 4 * height, 4 * width, has_alpha=channels == 4)
-        write_image(job.target, upscaler(image, seed, progress), overwrite or is_empty, note, kept)
+        result = upscaler(image, seed, progress)
+        try:
+            write_image(job.target, result, overwrite or is_empty, note, kept)
+        except ImageError:
+            if is_done():  # by another process with the same command, meanwhile
+                return False
+            raise
     return True
 
 

@@ -192,7 +192,7 @@ def _sweep(evaluations: Sequence[Evaluation], differing: Table) -> tuple[str, li
     plots = [
         _plot(
             {
-                each.name: (value, _mean(each, metric))
+                each.name: (float(value), _mean(each, metric))
                 for each, value in zip(evaluations, values, strict=True)
             },
             setting,
@@ -212,7 +212,7 @@ def _mean(each: Evaluation, metric: str) -> float:
 def _plot(places: Mapping[str, tuple[float, float]], x_label: str, y_label: str) -> str:
     """Plot a named point for each evaluation as SVG; fewer than two make no plot: "".
 
-    What was not measured, or is infinite (PSNR of equal pictures), has no place.
+    What was not measured has no place.
     """
     points = [Point(name, x, y) for name, (x, y) in places.items() if math.isfinite(x + y)]
     return scatter_plot(points, x_label, y_label) if len(points) > 1 else ""

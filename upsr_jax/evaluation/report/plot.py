@@ -45,7 +45,8 @@ def scatter_plot(points: Sequence[Point], x_label: str, y_label: str) -> str:
 def _ticks(values: Sequence[float]) -> tuple[list[float], int]:
     """Choose round numbers around all values, and the decimals they need."""
     low, high = min(values), max(values)
-    span = (high - low) or max(abs(high), 1e-3) / 10
+    span, size = high - low, max(abs(high), abs(low), 1e-3)
+    span = span if span > 1e-9 * size else size / 10
     power = 10.0 ** math.floor(math.log10(span / 4))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= span / 4)
     first, last = math.floor(low / step), math.ceil(high / step)

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from upsr_jax.files.names import show
 from upsr_jax.files.whole import write_whole
 
 MISSING = "–"
@@ -55,9 +56,9 @@ def format_number(value: float | None, digits: int, sign: str = "-") -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Escape a text so that markdown shows it as it is, in one line, and little else."""
+    """Escape a text so that markdown shows it as `show` does, and little else."""
     special = r"[\\`*<>|~]|(?<!\w)_|_(?!\w)|\](?=[(\[])|&(?=[\w#])"
-    return re.sub(special, r"\\\g<0>", " ".join(text.split()))
+    return re.sub(special, r"\\\g<0>", show(text))
 
 
 def markdown_table(table: Table) -> str:
@@ -69,7 +70,7 @@ def markdown_table(table: Table) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of the package with values, which become text, whatever they hold."""
+    """Fill a template of the package with values, which become text as `show` has it."""
     return PAGES.get_template(template).render(values)
 
 
@@ -87,14 +88,15 @@ def data_uri(pixels: UInt8[np.ndarray, "h w 3"], quality: int) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8; bytes of file names that are no text become question marks."""
-    write_whole(path, text.encode(errors="replace"))
+    """Write UTF-8."""
+    write_whole(path, text.encode())
 
 
 PAGES = Environment(
     loader=PackageLoader("upsr_jax", "assets/report"),
     autoescape=True,
     undefined=StrictUndefined,
+    finalize=lambda value: show(value) if type(value) is str else value,
     trim_blocks=True,
     lstrip_blocks=True,
 )

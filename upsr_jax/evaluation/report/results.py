@@ -1,6 +1,5 @@
 """Results of an evaluation: read, ranked, named, formatted and compared."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,20 +8,61 @@ from typing import Any
 import numpy as np
 
 from upsr_jax.evaluation.report.rendering import Cell, format_number
+from upsr_jax.files.whole import parse_json
 from upsr_jax.metrics.intervals import Interval, bootstrap
 
 RESULTS = "results.json"
+
+
+TEXT = str | None
+CAPPED = (
+    "Capped are images that equal the ground truth, as flat ones may: PSNR has no number for them "
+    "and 80 dB are taken, which lift the mean."
+)
+INTERVAL = {"mean": float, "low": float, "high": float, "images": int}
+IMAGE = {"lr": TEXT, "gt": TEXT, "sha256": str}
+# What is read of results.json; see `fits`.
+FORM = {
+    "protocol": {str: str | int | float | None},
+    "metrics": {str: bool},
+    "means": {str: INTERVAL},
+    "images": {str: IMAGE},
+    "broken": {str: str},
+    "timing": {"seconds": float, str: int | float},
+}
 
 
 def read_results(folder: Path) -> dict[str, Any]:
     """Read the results.json of an evaluation; raise ValueError if it is not there or not whole."""
     file = folder / RESULTS
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        results = parse_json(file.read_bytes())
     except FileNotFoundError as error:
         raise ValueError(f"{folder}: no results.json; run the evaluation to its end") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{file}: damaged ({error}); run the evaluation again") from error
+    if not fits(results, FORM) or not all(
+        fits(row, dict.fromkeys({key, f"bicubic_{key}"} & row.keys(), float | None))
+        for row in results["images"].values()
+        for key in results["metrics"]
+    ):
+        raise ValueError(f"{file}: not what an evaluation writes; run the evaluation again")
+    return results
+
+
+def fits(value: Any, form: Any) -> bool:
+    """Tell whether a value of JSON is of a type, or an object with these keys and values of them.
+
+    The value of the key `str` is for all keys that a form doesn't name. Numbers are never infinite
+    or so large that a mean of them would be.
+    """
+    if not isinstance(form, dict):
+        return isinstance(value, form) and (type(value) is not float or abs(value) < 1e99)
+    return (
+        isinstance(value, dict)
+        and form.keys() - {str} <= value.keys()
+        and all(fits(each, form.get(key, form.get(str, object))) for key, each in value.items())
+    )
 
 
 def value_of(row: Mapping[str, Any], metric: str) -> float | None:
@@ -33,6 +73,18 @@ def value_of(row: Mapping[str, Any], metric: str) -> float | None:
 def mean_of(results: Mapping[str, Any], metric: str) -> float | None:
     interval = results["means"].get(metric)
     return interval and interval["mean"]
+
+
+def count_of(results: Mapping[str, Any], metric: str) -> str:
+    """Say over how many images a mean is, and how many of them have the most that there is."""
+    means = results["means"]
+    count, total = means.get(metric, {}).get("images", 0), len(results["images"])
+    capped = {
+        "": means.get(metric, {}).get("capped"),
+        " of bicubic": means.get(f"bicubic_{metric}", {}).get("capped"),
+    }
+    parts = [f"{number:,} capped{of}" for of, number in capped.items() if number]
+    return ", ".join([f"{count:,}" if count == total else f"{count:,} of {total:,}", *parts])
 
 
 def rank(results: Mapping[str, Any], metric: str) -> list[str]:

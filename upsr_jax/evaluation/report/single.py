@@ -20,6 +20,8 @@ from upsr_jax.evaluation.report.rendering import (
     write_text,
 )
 from upsr_jax.evaluation.report.results import (
+    CAPPED,
+    count_of,
     difference_cell,
     digits_of,
     format_range,
@@ -95,6 +97,9 @@ def load_views(
         missing.append("Bicubic is missing: the low-resolution image was made and not stored.")
         if {"restored", "truth"} <= views.keys():  # it was made of the centre of this
             views["truth"] = _cut(views["truth"], *views["restored"].shape[:2])
+    elif {"restored", "truth"} <= views.keys():
+        height, width = views["restored"].shape[:2]
+        views["truth"] = views["truth"][:height, :width]
     # Cut before the resize, on the low-resolution grid, so that all show the same part.
     for view, image in views.items():
         scale = 1 if view == "bicubic" else 4
@@ -126,7 +131,7 @@ def _report_markdown(name: str, results: Mapping[str, Any]) -> str:
     extremes = text_table(["Metric", "Worst", "Best"], rows)
     text = (
         f"# {markdown_text(name)}\n\n{_summarize(results)}\n\n"
-        f"{markdown_table(_means_table(results))}\n"
+        f"{markdown_table(_means_table(results))}\n{_about_capped(results)}"
         f"## Worst and best\n\n{markdown_table(extremes)}\n"
         f"## Protocol\n\n{markdown_table(_protocol_table(results))}\n"
         f"## Timing\n\n{markdown_table(_timing_table(results['timing']))}"
@@ -136,6 +141,10 @@ def _report_markdown(name: str, results: Mapping[str, Any]) -> str:
     return text
 
 
+def _about_capped(results: Mapping[str, Any]) -> str:
+    return f"{CAPPED}\n\n" if any(mean.get("capped") for mean in results["means"].values()) else ""
+
+
 def _report_html(name: str, results: Mapping[str, Any], out: Path) -> str:
     ids = {image: f"image-{i}" for i, image in enumerate(choose_shown(results))}
     return render(
@@ -143,6 +152,7 @@ def _report_html(name: str, results: Mapping[str, Any], out: Path) -> str:
         title=name,
         summary=_summarize(results),
         means=_means_table(results),
+        capped=_about_capped(results).strip(),
         extremes={
             heading_of(metric, higher): dict(
                 zip(("Worst", "Best"), _extremes(results, metric), strict=True)
@@ -191,19 +201,13 @@ def _means_table(results: Mapping[str, Any]) -> Table:
             [
                 Cell(heading_of(metric, higher)),
                 Cell(format_number(bicubic, digits)),
-                Cell(format_number(mean, digits), _partly(interval, len(results["images"]))),
+                Cell(format_number(mean, digits)),
                 difference_cell(mean, bicubic, digits, higher),
                 Cell(format_range(interval, digits) if interval else MISSING),
+                Cell(count_of(results, metric)),
             ]
         )
-    return Table(["Metric", "Bicubic", "Restored", "Difference", "95% interval"], rows)
-
-
-def _partly(interval: Mapping[str, Any] | None, images: int) -> str:
-    """Say so if a mean is over a part of the images."""
-    if interval is None or interval["images"] == images:
-        return ""
-    return f"of {_count_images(interval['images'])}"
+    return Table(["Metric", "Bicubic", "Restored", "Difference", "95% interval", "Images"], rows)
 
 
 def _images_table(results: Mapping[str, Any], ids: Mapping[str, str]) -> Table:
