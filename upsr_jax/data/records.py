@@ -57,7 +57,10 @@ def write_shard(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
                 count += 1
             writer.close()
         except RuntimeError as error:
-            raise OSError(f"'{path}' can't be written: {error}") from error
+            raise OSError(
+                f"'{path}' can't be written: {error}. Make room on that disk, then give the same "
+                "command again."
+            ) from error
         sha256 = file_sha256(Path(file.name))
     return {"count": count, "sha256": sha256}
 

@@ -38,6 +38,7 @@ from upsr_jax.evaluation.pyiqa_scores import with_scores
 from upsr_jax.evaluation.report import write_report
 from upsr_jax.evaluation.report.results import RESULTS
 from upsr_jax.evaluation.timing import Timing, timing_lines
+from upsr_jax.files.find import check_local
 from upsr_jax.files.whole import write_json
 from upsr_jax.metrics.intervals import mean_over
 from upsr_jax.upscale.restore import Sampling, with_sampling
@@ -63,6 +64,7 @@ def evaluate_folders(
 
     The pictures are those that `Upscaler.from_pretrained(model, tile, ...)` makes with this seed.
     """
+    check_local(lr, gt or "", out)
     check_tile(tile, OVERLAP)
     config, params = load_model(model)
     config = with_sampling(config, sampling)
@@ -109,6 +111,7 @@ def evaluate_set(
       ValueError: the folder was begun with other options, is in use or holds the images to evaluate
         on; or the config asks for what can't be.
     """
+    check_local(out)
     folder.check_apart(out, (config.eval.gt, config.eval.lr))
     metrics = measurable(config.eval.metrics, bool(config.eval.gt))
     settings = collect_settings(config, params, metrics)

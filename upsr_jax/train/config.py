@@ -15,8 +15,10 @@ from upsr_jax.data.degradation.host import (
     random_noise,
     random_sinc,
 )
+from upsr_jax.data.sources import TFDS
 from upsr_jax.diffusion import Schedule
 from upsr_jax.evaluation.metric_list import METRICS, measurable
+from upsr_jax.files.find import check_local
 from upsr_jax.models.atd import ATD
 from upsr_jax.models.swin_unet import SwinUNet
 from upsr_jax.prior import make_prior
@@ -64,6 +66,7 @@ KEYS: dict[str, set[str]] = {
     "train": {
         *("steps", "microbatches", "remat", "ema_decay", "log_every", "checkpoint_every"),
         *("keep_checkpoints", "keep_every", "keep_best", "eval_every"),
+        *("max_bad_steps", "allow_changes"),
     },
     "eval": {
         *("model", "gt", "lr", "source", "crop_size", "max_images", "pictures", "seed"),
@@ -71,12 +74,18 @@ KEYS: dict[str, set[str]] = {
     },
 }
 
+# What changes updates, but no example: a run may go on with other values if asked to.
+ALLOWABLE = ("schedule", "optimizer.clip_norm", "optimizer.weight_decay")
+
 
 def check_config(config: ConfigDict) -> None:
     """Raise ValueError for a key that nothing reads or that is missing, or a value out of range."""
     _check_block("", config)
     _check_values(flatten(config.to_dict()))
     check_tile(config.eval.tile, config.eval.overlap)
+    data, settings = config.data, config.eval
+    folders = *data.folders, *data.pairs, *config.pretrained.values(), settings.model
+    check_local(*(str(folder).removeprefix(TFDS) for folder in folders), settings.gt, settings.lr)
 
 
 def check_training(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
@@ -238,6 +247,10 @@ RULES = {
     "train.keep_every": _at_least(0, ", which keeps none"),
     "train.keep_best": _one_of(*METRICS, ""),
     "train.eval_every": _at_least(0, ", which is never"),
+    "train.max_bad_steps": _at_least(0),
+    "train.allow_changes": Rule(
+        f"some of {', '.join(ALLOWABLE)}, or ()", lambda names: set(names) <= set(ALLOWABLE)
+    ),
 }
 DEGRADATION_RULES = {  # by the end of the name
     **dict.fromkeys(("prob", "sinc_prob", "gaussian_prob", "gray_prob"), SHARE),

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from upsr_jax.cluster.join import read_settings
 from upsr_jax.cluster.roll_call import roll_call
-from upsr_jax.files.find import READ_SUFFIXES, UNREAD_SUFFIXES, find_images
+from upsr_jax.files.find import READ_SUFFIXES, UNREAD_SUFFIXES, check_local, find_images
 from upsr_jax.files.photos import (
     MAX_PIXELS,
     ImageError,
@@ -55,6 +55,7 @@ def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], li
     Raises ValueError if two pictures would have one result, a result would replace another picture
     of them, or `out` is one of the folders to search.
     """
+    check_local(out, *inputs)
     sources, problems = {}, []
     for given in inputs:
         if os.path.isdir(given):

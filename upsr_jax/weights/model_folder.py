@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from upsr_jax.files.find import check_local
 from upsr_jax.files.whole import file_sha256, whole_folder, write_json, write_whole
 from upsr_jax.models.build import CONFIG_BLOCKS
 
@@ -37,6 +38,7 @@ def save_model(
         name: np.asarray(leaf, order="C")
         for name, leaf in flatten_dict(params, sep="/").items()
     }
+    check_local(folder)
     folder = Path(folder).absolute()
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} exists already: choose another folder or overwrite it")
@@ -73,6 +75,7 @@ def load_model(
 
 def check_sums(folder: Path) -> None:
     """Compare a model folder's files with its sums; raise FileNotFoundError or ValueError."""
+    check_local(folder)
     cure = "copy, download or convert the model again"
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give a model's folder, or {cure}")
