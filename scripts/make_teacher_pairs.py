@@ -88,7 +88,6 @@ def make_pairs(
     cv2.setNumThreads(1)  # so that a pair is the same on every machine
     source = concatenate([open_source(folder) for folder in photos])
     settings = {"photos": list(photos), "images": source.size, "seed": seed, "heavy": heavy}
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         begun = out / "settings.json"
         if begun.exists():

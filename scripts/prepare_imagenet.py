@@ -61,7 +61,6 @@ def pack(sources: Sequence[str], out: Path, num_shards: int | None) -> dict[str,
     num_shards = num_shards or -(-len(members) // SHARD_IMAGES)
     if num_shards > len(members):
         raise ValueError(f"{len(members)} images can't fill {num_shards} shards: ask for fewer.")
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         manifest = begin(out, sources, num_shards, members, unfit)
         pack_shards(out, manifest, members)

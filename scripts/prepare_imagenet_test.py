@@ -81,7 +81,6 @@ def make_pairs(source: str, out: Path, count: int, seed: int) -> dict[str, Any]:
         "size": SIZE,
         "degradation": imagenet_test().to_dict(),
     }
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         known = begin(out / "manifest.json", settings)
         manifest = {**settings, **write_pairs(source, out, count, seed, members, known)}

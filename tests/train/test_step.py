@@ -72,7 +72,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_count(where):
     second, terms = step(first, {}, batch_of(9.0))
     assert terms["skipped"] and int(second.step) == 2
     assert np.isfinite(terms["param_norm"])
-    jax.tree.map(np.testing.assert_array_equal, second, dataclasses.replace(first, step=second.step))
+    expected = dataclasses.replace(first, step=second.step)
+    jax.tree.map(np.testing.assert_array_equal, second, expected)
     third, terms = step(second, {}, batch_of(2.0))
     assert not terms["skipped"]
     assert (np.asarray(third.params["w"]) < np.asarray(first.params["w"])).all()

@@ -162,8 +162,11 @@ def read_json(path: Path) -> Any:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes that lock it out of a folder; raise ValueError if one is at work in it.
 
-    The lock ends with the context, or the process. What a killed process left is removed.
+    The folder is made if missing. The lock ends with the context, or the process. What a killed
+    process left is removed.
     """
+    with naming_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a") as lock:
         free = True
         with suppress(OSError):  # a file system without locks

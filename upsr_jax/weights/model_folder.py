@@ -16,7 +16,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from upsr_jax.files.find import check_local
-from upsr_jax.files.whole import file_sha256, whole_folder, write_json, write_whole
+from upsr_jax.files.whole import (
+    file_sha256,
+    naming_full_disk,
+    whole_folder,
+    write_json,
+    write_whole,
+)
 from upsr_jax.models.build import CONFIG_BLOCKS
 
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "sha256"
@@ -44,7 +50,8 @@ def save_model(
         raise FileExistsError(f"{folder} exists already: choose another folder or overwrite it")
     if folder.exists() and {path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG, CHECKSUMS}:
         raise FileExistsError(f"{folder} holds other files than a model's: choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with naming_full_disk(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(folder) as part:
         write_whole(part / WEIGHTS, save(arrays))
         write_json(part / CONFIG, ConfigDict(config).to_dict())
