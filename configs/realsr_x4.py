@@ -87,6 +87,10 @@ def get_config() -> ConfigDict:
                 keep_every=5000,  # each whose step is a multiple of it (0: none),
                 keep_best="lpips_vgg",  # and the best by a metric of evaluation ("": none)
                 eval_every=5000,  # 0: never
+                max_bad_steps=10,  # so many in a row, of no finite loss or gradient, are skipped
+                # What may be other than in the checkpoints: "schedule", "optimizer.clip_norm" or
+                # "optimizer.weight_decay".
+                allow_changes=(),
             ),
             eval=dict(
                 model="",  # a model folder; empty: that of the last checkpoint in the workdir

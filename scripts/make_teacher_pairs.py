@@ -24,6 +24,7 @@ from tqdm import tqdm
 from configs.degradations import imagenet_test, real_esrgan
 from upsr_jax.data.examples import degrade_crop
 from upsr_jax.data.sources import Pair, Source, concatenate, open_source
+from upsr_jax.files.find import check_local
 from upsr_jax.files.names import show
 from upsr_jax.files.whole import check_begun, locked, read_json, write_json
 from upsr_jax.files.write_photo import write_image
@@ -84,10 +85,10 @@ def make_pairs(
     Raises ValueError where `out` was begun otherwise, another process is at work in it, or the
     teacher returns something else than pictures of four times the size.
     """
+    check_local(out)
     cv2.setNumThreads(1)  # so that a pair is the same on every machine
     source = concatenate([open_source(folder) for folder in photos])
     settings = {"photos": list(photos), "images": source.size, "seed": seed, "heavy": heavy}
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         begun = out / "settings.json"
         if begun.exists():

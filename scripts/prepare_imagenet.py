@@ -5,8 +5,8 @@ python scripts/prepare_imagenet.py photos/ more/ --out data/packed --shards 16
 
 Tars are read as they are, without unpacking. Every image is decoded to see that it can be; what
 can't be is left out and listed in OUT/manifest.json. Stopped, even by kill -9, the same command
-goes on from the last whole shard, to the same bytes. A folder that is done becomes an entry of
-config.data.folders.
+goes on from the last whole shard, to the same bytes; it makes damaged ones again. A folder that is
+done becomes an entry of config.data.folders.
 """
 
 import hashlib
@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from upsr_jax.data import records
 from upsr_jax.data.archives import Member, list_members, read_member
+from upsr_jax.files.find import check_local
 from upsr_jax.files.names import show
 from upsr_jax.files.photos import read_rgb
-from upsr_jax.files.whole import check_begun, locked, write_json
+from upsr_jax.files.whole import check_begun, file_sha256, locked, write_json
 
 SHARD_IMAGES = 5000  # of ImageNet, half a gigabyte
 AHEAD = 256  # images read and checked before they are written
@@ -56,11 +57,11 @@ def pack(sources: Sequence[str], out: Path, num_shards: int | None) -> dict[str,
     Raises ValueError where `out` was begun with other sources or settings or is in use, and OSError
     where a source can't be read or `out` not be written.
     """
+    check_local(out)
     members, unfit = list_members(sources)
     num_shards = num_shards or -(-len(members) // SHARD_IMAGES)
     if num_shards > len(members):
         raise ValueError(f"{len(members)} images can't fill {num_shards} shards: ask for fewer.")
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         manifest = begin(out, sources, num_shards, members, unfit)
         pack_shards(out, manifest, members)
@@ -99,7 +100,7 @@ def begin(
 
 
 def pack_shards(out: Path, manifest: dict[str, Any], members: Sequence[Member]) -> None:
-    """Write the missing shards one by one, each with its entry in the manifest."""
+    """Write the missing and damaged shards one by one, each with its entry in the manifest."""
     num_shards = manifest["num_shards"]
     with (
         tqdm(total=len(members), unit="image") as progress,
@@ -108,9 +109,12 @@ def pack_shards(out: Path, manifest: dict[str, Any], members: Sequence[Member]) 
         for i in range(num_shards):
             name = f"images-{i:05d}-of-{num_shards:05d}.array_record"
             start, end = (len(members) * k // num_shards for k in (i, i + 1))
-            if name in manifest["shards"] and (out / name).is_file():
-                progress.update(end - start)
-                continue
+            shard = manifest["shards"].get(name)
+            if shard and (out / name).is_file():
+                if file_sha256(out / name) == shard["sha256"]:
+                    progress.update(end - start)
+                    continue
+                progress.write(f"{out / name} is damaged and made again", file=sys.stderr)
             files = checked_files(members[start:end], pool, progress, manifest["skipped"])
             manifest["shards"][name] = records.write_shard(out / name, files)
             write_json(records.manifest_path(out), manifest)

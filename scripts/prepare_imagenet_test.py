@@ -12,7 +12,7 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -28,6 +28,7 @@ from configs.degradations import imagenet_test
 from upsr_jax.data.archives import Member, list_members, read_member
 from upsr_jax.data.degradation.host import degrade
 from upsr_jax.data.sources import Pair, Photo
+from upsr_jax.files.find import check_local
 from upsr_jax.files.names import show
 from upsr_jax.files.photos import read_rgb
 from upsr_jax.files.whole import (
@@ -64,6 +65,7 @@ def make_pairs(source: str, out: Path, count: int, seed: int) -> dict[str, Any]:
     Raises ValueError where `out` was begun otherwise or is in use, where two images share a name,
     or where fewer are fit than `count`.
     """
+    check_local(out)
     members, _ = list_members([source])
     names = Counter(map(stem, members))
     if double := [name for name, times in names.items() if times > 1]:
@@ -80,28 +82,38 @@ def make_pairs(source: str, out: Path, count: int, seed: int) -> dict[str, Any]:
         "size": SIZE,
         "degradation": imagenet_test().to_dict(),
     }
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        begin(out / "manifest.json", settings)
-        manifest = {**settings, **write_pairs(source, out, count, seed, members)}
+        known = begin(out / "manifest.json", settings)
+        manifest = {**settings, **write_pairs(source, out, count, seed, members, known)}
         write_json(out / "manifest.json", manifest)
     return manifest
 
 
-def begin(manifest: Path, settings: dict[str, Any]) -> None:
-    """Write the settings, or compare them with those there; raises ValueError if they differ."""
-    if manifest.is_file():
-        check_begun(manifest.parent, read_json(manifest), settings)
-    else:
+def begin(manifest: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """Write the settings, or return the SHA-256 of the files that are there, if all were written.
+
+    Raises ValueError if they were begun with other settings.
+    """
+    if not manifest.is_file():
         write_json(manifest, settings)
+        return {}
+    begun = read_json(manifest)
+    check_begun(manifest.parent, begun, settings)
+    return begun.get("files", {})
 
 
 def write_pairs(
-    source: str, out: Path, count: int, seed: int, members: Sequence[Member]
+    source: str,
+    out: Path,
+    count: int,
+    seed: int,
+    members: Sequence[Member],
+    known: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write pairs; return the SHA-256 of their "files" and why images were "skipped".
 
-    Raises ValueError where fewer are fit than `count`.
+    Files with another SHA-256 than that which is `known` are damaged, and made again. Raises
+    ValueError where fewer are fit than `count`.
     """
     files: dict[str, str] = {}
     skipped: dict[str, str] = {}
@@ -112,7 +124,7 @@ def write_pairs(
             chunk = list(islice(remaining, min(AHEAD, count - progress.n)))
             if not chunk:
                 raise ValueError(f"'{source}' has only {progress.n} images fit for {count} pairs.")
-            made = pool.map(partial(make_pair, out, seed), chunk)
+            made = pool.map(partial(make_pair, out, seed, known), chunk)
             for member, (sha256, reason) in zip(chunk, made, strict=True):
                 if reason:
                     skipped[member.name] = reason
@@ -131,13 +143,16 @@ def stem(member: Member) -> str:
     return Path(member.name).with_suffix("").as_posix()
 
 
-def make_pair(out: Path, seed: int, member: Member) -> tuple[dict[str, str], str]:
-    """Write the pair of an image unless it is there; return its files' SHA-256.
+def make_pair(
+    out: Path, seed: int, known: Mapping[str, str], member: Member
+) -> tuple[dict[str, str], str]:
+    """Write the pair of an image unless it is there and whole; return its files' SHA-256.
 
     Also says why the image is unfit, if so.
     """
     paths = [f"{folder}/{stem(member)}.png" for folder in ("gt", "lq")]
-    if not all((out / path).is_file() for path in paths):
+    sums = {path: file_sha256(out / path) for path in paths if (out / path).is_file()}
+    if any(path not in sums or sums[path] != known.get(path, sums[path]) for path in paths):
         try:
             photo = read_rgb(read_member(member), member.name)
         except (OSError, ValueError) as error:
@@ -149,7 +164,8 @@ def make_pair(out: Path, seed: int, member: Member) -> tuple[dict[str, str], str
             _, png = cv2.imencode(".png", image[..., ::-1])
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             write_whole(out / path, png.tobytes())
-    return {path: file_sha256(out / path) for path in paths}, ""
+            sums[path] = file_sha256(out / path)
+    return sums, ""
 
 
 def degrade_square(rng: np.random.Generator, photo: Photo) -> Pair:

@@ -30,6 +30,7 @@ from jax.extend.backend import get_backend
 from ml_collections import ConfigDict
 from torch import Tensor  # pyright: ignore[reportMissingImports]
 
+from upsr_jax.cluster.join import leave
 from upsr_jax.diffusion import Schedule, q_sample, scale_input
 from upsr_jax.files.config_files import define_config_flag
 from upsr_jax.losses import draw_moves
@@ -40,6 +41,7 @@ from upsr_jax.models.lpips import MEANS, SPREADS, VGG16, conv_names
 from upsr_jax.models.swin_unet import timestep_embedding
 from upsr_jax.ops import pixel_unshuffle
 from upsr_jax.prior import make_prior
+from upsr_jax.train.checkpoints import quiet_orbax
 from upsr_jax.train.loop import train_and_evaluate
 from upsr_jax.train.step import LossFn
 
@@ -53,13 +55,14 @@ def main(_: list[str]) -> None:
     """Train; what the user can mend ends it with one sentence."""
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("upsr_jax").setLevel(logging.INFO)
+    quiet_orbax()
     cv2.setNumThreads(1)  # as `data.pipeline` asks for
     try:
         train_and_evaluate(
             CONFIG.value, Path(str(WORKDIR.value)), make_loss_fn=make_torch_loss_fn(torch.bfloat16)
         )
     except (OSError, ValueError, FloatingPointError) as error:
-        raise SystemExit(f"train_in_bfloat16: {error}") from error
+        leave(f"train_in_bfloat16: {error}")
 
 
 def make_torch_loss_fn(dtype: torch.dtype) -> Callable[[ConfigDict, str], LossFn]:

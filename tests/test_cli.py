@@ -55,6 +55,31 @@ def test_files_and_folders_are_upscaled_into_a_mirrored_layout(tmp_path, run):
         np.testing.assert_array_equal(read(tmp_path / "out" / target), enlarge(read(source)))
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "upscale a.png --out gs://bucket/out",
+        "upscale gs://bucket/a.png --out out",
+        "evaluate --images photos --out gs://bucket/out",
+        "evaluate --images gs://bucket/photos --out out",
+        "evaluate --images photos --model gs://bucket/model --out out",
+        "export gs://bucket/run --out out",
+        "convert gs://bucket/a.pth out",
+        "convert a.pth gs://bucket/out",
+        "compare photos --out gs://bucket/out",
+    ],
+)
+def test_a_bucket_is_refused_at_once_and_becomes_no_folder(tmp_path, run, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "a.png")
+    save(tmp_path / "photos" / "a.png")
+    result = run(*arguments.split())
+    assert result.exit_code == 2
+    assert "gs:/" in result.stderr and "is a URL, and only folders are" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "photos"]
+
+
 def test_bad_files_are_named_after_which_the_others_are_done(tmp_path, run):
     good = save(tmp_path / "good.png", photo(5, 7, 1))
     empty = tmp_path / "empty.png"

@@ -127,7 +127,14 @@ def test_killed_and_started_again_it_makes_the_same_bytes(many_photos, tmp_path)
 
     before = contents(whole)
     (whole / "images-00004-of-00012.array_record").unlink()
-    assert prepare(*arguments, whole).returncode == 0  # makes what is missing, and only that
+    damaged = whole / "images-00007-of-00012.array_record"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    run = prepare(*arguments, whole)
+    assert run.returncode == 0  # makes what is missing or damaged, and only that
+    assert run.stderr.count("is damaged and made again") == 1
+    assert f"{damaged} is damaged" in run.stderr
     assert contents(whole) == before
 
 

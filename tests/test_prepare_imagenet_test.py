@@ -130,6 +130,10 @@ def test_killed_and_started_again_it_makes_the_same_files(photos, made, tmp_path
     assert make(photos, "--out", out, "--count", 58).returncode == 0
     assert pictures(out) == pictures(made)
     assert not list(out.rglob(".upsr-*"))
+    damaged = min(out.rglob("*.png"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    assert make(photos, "--out", out, "--count", 58).returncode == 0
+    assert pictures(out) == pictures(made)
     assert (out / "manifest.json").read_bytes() == (made / "manifest.json").read_bytes()
 
 

@@ -281,8 +281,9 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Write a checkpoint's averaged weights as a model folder."""
-    from upsr_jax.train.checkpoints import export_model
+    from upsr_jax.train.checkpoints import export_model, quiet_orbax
 
+    quiet_orbax()
     try:
         step = export_model(run, out, step, overwrite)
     except (OSError, ValueError) as error:

@@ -28,27 +28,25 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, fr
 def main(_: list[str]) -> None:
     """Run the chosen mode; what the user can mend ends it with one sentence, not a traceback."""
     # Imported here, as loader workers import this module and need none of it.
-    import absl.logging
     import cv2
 
     from upsr_jax.cluster import join, stop
     from upsr_jax.files.names import show
+    from upsr_jax.train.checkpoints import quiet_orbax
     from upsr_jax.train.evaluate import evaluate
     from upsr_jax.train.loop import train_and_evaluate
 
-    # Orbax would fill the screen, with tracebacks of errors that are raised here as well.
-    absl.logging.set_verbosity(absl.logging.FATAL)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    quiet_orbax()
     logging.getLogger("upsr_jax").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in photos
     cv2.setNumThreads(1)  # as `data.pipeline` asks for
     try:
         profile = parse_steps(PROFILE.value)
         join.initialize(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
-        workdir = Path(os.path.expanduser(str(WORKDIR.value))).absolute()
+        workdir = os.path.expanduser(str(WORKDIR.value))
         if OUT.value and MODE.value == "train":
             raise ValueError("--out is for --mode evaluate: training writes to --workdir")
-        keep_programs(workdir / "compiled")
+        keep_programs(Path(workdir).absolute() / "compiled")
         if MODE.value == "train":
             train_and_evaluate(CONFIG.value, workdir, profile)
         else:

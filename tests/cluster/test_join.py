@@ -2,6 +2,8 @@
 
 import contextlib
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -180,7 +182,12 @@ def test_only_the_loss_of_a_process_is_explained_as_one(monkeypatch):
     assert join.explain(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")) is None
 
 
-def test_a_single_process_leaves_as_any_program_does(capsys):
-    with pytest.raises(SystemExit, match="130"):
-        join.leave("stopped", 130)
-    assert capsys.readouterr().err == "stopped\n"
+def test_no_thread_keeps_a_process_from_leaving():
+    program = """
+import threading
+from upsr_jax.cluster import join
+threading.Thread(target=threading.Event().wait).start()
+join.leave("disk full", 130)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (130, b"disk full\n")

@@ -10,7 +10,13 @@ from photos import enlarge, read, save
 from test_records import write_folder
 
 from configs.degradations import real_esrgan
-from upsr_jax.data.pipeline import example_names, shuffle, train_batches
+from upsr_jax.data.pipeline import (
+    check_images,
+    example_names,
+    open_sources,
+    shuffle,
+    train_batches,
+)
 
 FILES = 10
 BATCH = 4
@@ -207,6 +213,36 @@ def test_bad_files_are_counted_over_all_workers(folder_with_a_bad_file):
     data = data_config(folder_with_a_bad_file, max_bad_fraction=0.2, num_workers=2)
     with pytest.raises(ValueError, match=r"3 of 10 images are bad"):
         batches(data, 5)
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_bad_files_are_found_before_the_first_step(folder, tmp_path, caplog, num_threads):
+    """Half a JPEG has a good header; whole ones may have something after their end."""
+    for i in range(FILES):
+        save(tmp_path / f"{i}.jpg", read(f"{folder}/{i}.png"))
+    halves = (tmp_path / "3.jpg").read_bytes()
+    (tmp_path / "3.jpg").write_bytes(halves[: len(halves) // 2])
+    (tmp_path / "4.jpg").write_bytes((tmp_path / "4.jpg").read_bytes() + bytes(1000))
+    (tmp_path / "5.jpg").write_bytes(b"")
+    data = data_config(str(tmp_path), num_threads=num_threads)
+    opened = open_sources(data)
+    with pytest.raises(ValueError, match=r"2 of 10 images are bad.*3\.jpg.*5\.jpg.* Put whole"):
+        check_images(opened, data, 0, 1)
+    check_images(opened, data, 0, 2)  # the even ones
+    data.max_bad_fraction = 0.2
+    caplog.clear()
+    check_images(opened, data, 0, 1)
+    assert caplog.text.count("Bad image: ") == 2
+
+
+def test_pairs_are_checked_too_and_packed_images_were(pair_folders, packed, tmp_path):
+    hr, lr = (shutil.copytree(folder, tmp_path / Path(folder).name) for folder in pair_folders)
+    (lr / "2.png").write_bytes((lr / "2.png").read_bytes()[:-2000])
+    data = data_config(None, folders=(), pairs=(str(hr), str(lr)))
+    with pytest.raises(ValueError, match=r"1 of 10 images are bad.*lr/2\.png"):
+        check_images(open_sources(data), data, 0, 1)
+    (opened,) = open_sources(data_config(packed))
+    check_images([opened._replace(read=None)], data_config(packed), 0, 1)  # nothing is read
 
 
 def test_opencv_keeps_the_threads_of_its_program(folder):

@@ -546,7 +546,7 @@ def test_failed_writes_leave_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(whole.os, "fsync", full_disk)
-    with pytest.raises(ImageError, match=r"a\.png: cannot be written \(No space left"):
+    with pytest.raises(ImageError, match=r"a\.png could not be written \(No space left"):
         write_image(tmp_path / "a.png", RGB)
     assert not list(tmp_path.iterdir())
 

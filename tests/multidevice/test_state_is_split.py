@@ -49,7 +49,7 @@ with open_checkpoints(workdir, config) as checkpoints:
     save(checkpoints, config, state, {}, [])
 with open_checkpoints(workdir, config) as checkpoints:
     shapes = abstract_state(config, optimizer, mesh)
-    state = restore(checkpoints, choose_checkpoint(workdir), config, shapes, {})
+    state = restore(workdir, choose_checkpoint(workdir), config, shapes, {})
 report("restored", state)
 """
 

@@ -1,7 +1,9 @@
 """Checkpoints come back as they were, or say what is wrong with them; real files, real damage."""
 
+import dataclasses
 import json
 import logging
+import re
 import resource
 import shutil
 from collections.abc import Iterator
@@ -10,18 +12,26 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
+from small_checkpoints import (
+    FROZEN,
+    IMAGES,
+    OPTIMIZERS,
+    assert_same,
+    chosen,
+    restored,
+    save_steps,
+    state_after,
+)
 
 from configs import tiny
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.train.checkpoints import (
-    Found,
     bit_sum,
-    check_images,
     check_same_config,
+    check_same_images,
     choose_checkpoint,
     export_model,
     open_checkpoints,
@@ -30,17 +40,11 @@ from upsr_jax.train.checkpoints import (
     save,
 )
 from upsr_jax.train.config import config_as_json
-from upsr_jax.train.optimizer import create_optimizer
-from upsr_jax.train.state import TrainState, create_state
+from upsr_jax.train.state import TrainState
 from upsr_jax.weights.model_folder import load_model
 
 # Where an array can't be read or written, orbax leaves tasks of a closed event loop behind.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-OPTIMIZERS = {
-    name: create_optimizer(optax.constant_schedule(1e-3), 0.9, 0.999, 0.0, 1.0, muon)
-    for name, muon in (("adamw", False), ("muon", True))
-}
 
 
 @pytest.fixture
@@ -50,54 +54,8 @@ def config() -> ConfigDict:
     return config
 
 
-def state_after(step: int, seed: int = 0, optimizer: str = "adamw") -> TrainState:
-    """A state of random numbers."""
-    generator = np.random.default_rng(seed)
-    params = {"layer": {"kernel": jnp.zeros((64, 48)), "bias": jnp.zeros(48)}}
-
-    def draw(x):
-        if x.dtype == jnp.int32:
-            return jnp.full_like(x, step)
-        return jnp.asarray(generator.standard_normal(x.shape), x.dtype)
-
-    return jax.tree.map(draw, create_state(params, OPTIMIZERS[optimizer]))
-
-
-IMAGES = [5, 7]  # in two folders
-FROZEN = {"estimator": {"kernel": jnp.arange(12.0).reshape(3, 4)}, "lpips": {"w": jnp.ones(3)}}
-
-
-def save_steps(
-    workdir: Path, config: ConfigDict, *steps: int, metrics=None, optimizer="adamw"
-) -> None:
-    with open_checkpoints(workdir, config) as checkpoints:
-        for step in steps:
-            state = state_after(step, step, optimizer)
-            save(checkpoints, config, state, FROZEN, IMAGES, metrics and metrics[step])
-
-
-def chosen(workdir: Path) -> Found:
-    found = choose_checkpoint(workdir)
-    assert found is not None
-    return found
-
-
-def restored(workdir: Path, config: ConfigDict, frozen=FROZEN, optimizer="adamw") -> TrainState:
-    found = chosen(workdir)
-    check_same_config(found.meta["config"], config, workdir)
-    check_images(found, IMAGES, workdir)
-    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_after(0, optimizer=optimizer))
-    with open_checkpoints(workdir, config) as checkpoints:
-        return restore(checkpoints, found, config, shapes, frozen)
-
-
 def kept(workdir: Path) -> set[int]:
     return {int(path.name) for path in (workdir / "checkpoints").iterdir()}
-
-
-def assert_same(state: TrainState, expected: TrainState) -> None:
-    assert jax.tree.structure(state) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -167,7 +125,8 @@ def test_an_older_one_with_damaged_metrics_is_set_aside_too(tmp_path, config, ca
     empty_the_metrics_file(tmp_path / "checkpoints" / "1")
     with caplog.at_level(logging.WARNING, "upsr_jax"):
         assert_same(restored(tmp_path, config), state_after(3, 3))
-    assert "the checkpoint of step 1 is damaged (Expecting value" in caplog.text
+    told = "the checkpoint of step 1 is damaged (.*checkpoints/1/metrics/metrics: Expecting value"
+    assert re.search(told.replace("(", r"\("), caplog.text)
     assert kept(tmp_path) == {2, 3}
 
 
@@ -192,15 +151,97 @@ def test_if_all_are_damaged_nothing_is_moved_and_no_new_run_begins(tmp_path, con
     flip_a_bit(tmp_path / "checkpoints" / "1")
     flip_a_bit(tmp_path / "checkpoints" / "2")
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"all checkpoints in .* are damaged: .*step 2: the "):
+        with pytest.raises(
+            ValueError, match=r"all checkpoints .* damaged: .*step 2: the array state/"
+        ):
             choose_checkpoint(tmp_path)
     assert kept(tmp_path) == {1, 2}
+
+
+@pytest.mark.parametrize("file", ["state/array_metadatas/process_0", "state/_METADATA"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_every_process_restores_without_what_it_does_not_need(tmp_path, config, file, alone):
+    """Of several processes, each reads its own parts of the arrays."""
+    save_steps(tmp_path, config, 1, 2)
+    (tmp_path / "checkpoints" / "2" / file).write_text("")
+    step = 1 if file.endswith("_METADATA") else 2
+    found = chosen(tmp_path)
+    if not alone:
+        found = found._replace(arrays=None)
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_after(0))
+    assert_same(restore(tmp_path, found, config, shapes, FROZEN), state_after(step, step))
+
+
+def rewrite_meta(workdir: Path, step: int, change) -> None:
+    path = workdir / "checkpoints" / str(step) / "meta" / "metadata"
+    path.write_text(change(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"clip_norm": 0.0', '"clip_norm": 8.0'),
+        ('"seed": 0', '"reed": 0'),
+        ('"images": [5', '"images": [4'),
+        ('"sha256"', '"sha257"'),
+        ('"sha256": "', '"sha256": "0'),
+    ],
+)
+def test_a_change_of_the_meta_file_is_damage(tmp_path, config, caplog, before, after):
+    def change(text: str) -> str:
+        assert before in text
+        return text.replace(before, after)
+
+    save_steps(tmp_path, config, 1, 2)
+    rewrite_meta(tmp_path, 2, change)
+    assert chosen(tmp_path).step == 1
+    assert "2/meta/metadata: it has changed since it was written" in caplog.text
+
+
+def test_an_array_of_another_name_is_damage(tmp_path, config, caplog):
+    """Its bits are the same, and so is the sum of all."""
+    save_steps(tmp_path, config, 1, 2)
+    path = tmp_path / "checkpoints" / "2" / "state" / "_METADATA"
+    path.write_text(path.read_text().replace("nu", "no"))
+    assert chosen(tmp_path).step == 1
+    assert "step 2 is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("clip_norms", [(0.0, 1.0), (1.0, 0.0)])
+def test_clipping_may_begin_and_end(tmp_path, config, clip_norms):
+    def state_with(clip_norm: float, state: TrainState) -> TrainState:
+        inner = state.opt_state[1]  # the states' optimizer clips
+        return state if clip_norm else dataclasses.replace(state, opt_state=inner)
+
+    before, now = clip_norms
+    config.optimizer.clip_norm = before
+    with open_checkpoints(tmp_path, config) as checkpoints:
+        save(checkpoints, config, state_with(before, state_after(1, 1)), FROZEN, IMAGES)
+    config.optimizer.clip_norm = now
+    found = chosen(tmp_path)
+    with pytest.raises(ValueError, match=r"allow_changes to \('optimizer.clip_norm',\)"):
+        check_same_config(found.meta["config"], config, tmp_path)
+    config.train.allow_changes = ("optimizer.clip_norm",)
+    (told,) = check_same_config(found.meta["config"], config, tmp_path)
+    assert told == f"optimizer.clip_norm was {before} and is now {now}"
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_with(now, state_after(0)))
+    for one in (found, found._replace(arrays=None)):
+        state = restore(tmp_path, one, config, shapes, FROZEN)
+        assert_same(state, state_with(now, state_after(1, 1)))
+
+
+def test_a_state_of_another_optimizer_is_refused_in_a_sentence(tmp_path, config):
+    save_steps(tmp_path, config, 1, optimizer="muon")
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_after(0))
+    for found in (chosen(tmp_path), chosen(tmp_path)._replace(arrays=None)):
+        with pytest.raises(ValueError, match=r"checkpoints/1 is not what this program restores"):
+            restore(tmp_path, found, config, shapes, FROZEN)
 
 
 def test_other_images_are_refused_as_they_would_come_in_another_order(tmp_path, config):
     save_steps(tmp_path, config, 1)
     with pytest.raises(ValueError, match=r"were 5 \+ 7 when .* are 5 \+ 8 now, .* bring the same"):
-        check_images(chosen(tmp_path), [5, 8], tmp_path)
+        check_same_images(chosen(tmp_path), [5, 8], tmp_path)
 
 
 def test_a_checkpoint_knows_whether_its_step_was_evaluated(tmp_path, config):
@@ -213,21 +254,31 @@ def test_what_a_checkpoint_is_too_old_to_tell_is_taken_for_right(tmp_path, confi
     save_steps(tmp_path, config, 1)
     path = tmp_path / "checkpoints" / "1" / "meta" / "metadata"
     meta = json.loads(path.read_text())
-    path.write_text(json.dumps({key: meta[key] for key in ("config", "sums")}))
+    totals = dict.fromkeys(("state", "denoiser", "estimator"), 0)
+    for name, total in meta["sums"].items():
+        totals[name.partition("/")[0]] += total
+    sums = {name: total % 2**32 for name, total in totals.items()}
+    path.write_text(json.dumps({"config": meta["config"], "sums": sums}))
     found = chosen(tmp_path)
-    check_images(found, [1], tmp_path)
-    assert found.meta["evaluated"]
+    check_same_images(found, [1], tmp_path)
+    assert found.meta["evaluated"] and not found.meta["skipped"]
+    other = FROZEN | {"estimator": {"kernel": 2 * FROZEN["estimator"]["kernel"]}}
+    with pytest.raises(ValueError, match=r"the estimator in config\.pretrained.* is not the one"):
+        restored(tmp_path, config, other)
+    assert_same(restored(tmp_path, config), state_after(1, 1))
+    flip_a_bit(tmp_path / "checkpoints" / "1")
+    with pytest.raises(ValueError, match="are damaged"):
+        chosen(tmp_path)
 
 
 def test_one_process_reads_the_arrays_once(tmp_path, config):
     """What is on the disk may be lost as soon as it has been checked."""
     save_steps(tmp_path, config, 1)
     found = chosen(tmp_path)
-    with open_checkpoints(tmp_path, config) as checkpoints:
-        for item in ("state", "model", "meta"):
-            shutil.rmtree(tmp_path / "checkpoints" / "1" / item)
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_after(0))
-        assert_same(restore(checkpoints, found, config, shapes, FROZEN), state_after(1, 1))
+    for item in ("state", "model", "meta"):
+        shutil.rmtree(tmp_path / "checkpoints" / "1" / item)
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state_after(0))
+    assert_same(restore(tmp_path, found, config, shapes, FROZEN), state_after(1, 1))
 
 
 def test_another_estimator_is_refused(tmp_path, config):
@@ -257,7 +308,7 @@ def test_a_failed_save_surfaces_and_the_one_before_stays_whole(tmp_path, config)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         with (
-            pytest.raises(OSError, match=r"could not be written into .* step 1 is whole\. Make"),
+            pytest.raises(OSError, match=r"could not be written into .* that of step 1\. Make"),
             open_checkpoints(tmp_path, config) as checkpoints,
         ):
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
@@ -303,7 +354,7 @@ def test_what_changes_no_update_may_change(config):
     config.mesh.update(data=1, fsdp=8)
     config.eval.gt = "elsewhere"
     config.pretrained.estimator = "moved"
-    config.data.update(num_threads=1, num_workers=2)
+    config.data.update(num_threads=1, num_workers=2, max_bad_fraction=0.5)
     check_same_config(stored, config, "runs/a")
 
 

@@ -1,6 +1,7 @@
 """Training runs from start to model folder, stops and goes on, and fails with clear words."""
 
 import json
+import logging
 import shutil
 import signal
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from configs import tiny
 from upsr_jax.data.pipeline import example_names, train_batches
 from upsr_jax.evaluation import watch
 from upsr_jax.evaluation.measure import Measured
+from upsr_jax.files.whole import locked
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.train.checkpoints import export_model
 from upsr_jax.train.loop import train_and_evaluate
@@ -189,33 +191,89 @@ def config_of_nan(config, tmp_path) -> ConfigDict:
     return changed(config, pretrained__estimator=str(tmp_path / "nan"))
 
 
-def test_a_loss_that_is_not_finite_stops_training(config, workdir):
-    def make_spoiled(config, remat):
+def make_spoiled(is_bad):
+    """Build a `make_loss_fn` whose loss is not finite for batches that `is_bad` tells."""
+
+    def make_spoiled_loss_fn(config, remat):
         loss_fn = make_loss_fn(config, remat)
 
-        def spoiled(*arguments):
-            loss, terms = loss_fn(*arguments)
-            return loss, terms | {"loss": jnp.nan * loss}
+        def spoiled(params, frozen, batch, keys):
+            loss, terms = loss_fn(params, frozen, batch, keys)
+            return loss, terms | {"loss": jnp.where(is_bad(batch), jnp.nan, loss)}
 
         return spoiled
 
+    return make_spoiled_loss_fn
+
+
+def test_a_loss_that_stays_not_finite_stops_training(config, workdir):
     before = (workdir / "model" / "sha256").read_text()
     config = changed(config, train__steps=40, train__checkpoint_every=1, train__keep_best="")
+    config.train.max_bad_steps = 2
     with pytest.raises(FloatingPointError) as info:
-        train_and_evaluate(config, workdir, make_loss_fn=make_spoiled)
+        train_and_evaluate(config, workdir, make_loss_fn=make_spoiled(lambda batch: True))
     message = str(info.value)
-    assert "step 31 gave {" in message
+    assert "step 33 gave {" in message
     assert "'loss': nan" in message
-    assert "the last good checkpoint is that of step 30" in message
-    batches = train_batches(config.data, config.degradation, config.seed, 30, 0, 1)
+    assert "bad step 3 in a row, config.train.max_bad_steps is 2" in message
+    assert "the last checkpoint is that of step 30" in message
+    batches = train_batches(config.data, config.degradation, config.seed, 32, 0, 1)
     assert f"on {', '.join(example_names(config.data, next(batches)['index']))};" in message
     batches.close()
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["15", "30"]
     assert (workdir / "model" / "sha256").read_text() == before
 
 
+def test_a_bad_step_is_skipped_and_what_is_asked_for_changes(config, workdir, caplog):
+    batches = train_batches(config.data, config.degradation, config.seed, 31, 0, 1)
+    pixel = next(batches)["hr"][0, 0, 0, 0]
+    batches.close()
+    make_bad = make_spoiled(lambda batch: batch["hr"][0, 0, 0, 0] == pixel)
+    config = changed(config, train__steps=33, train__checkpoint_every=1, train__eval_every=0)
+    config.train.keep_best = ""
+    config.schedule.learning_rate = 1e-3
+    config.optimizer.clip_norm = 1.0
+    with pytest.raises(ValueError, match=r"allow_changes to \('schedule', 'optimizer.clip_norm'\)"):
+        train_and_evaluate(config, workdir, make_loss_fn=make_bad)
+    config.train.allow_changes = ("schedule", "optimizer.clip_norm")
+    with caplog.at_level(logging.INFO, "upsr_jax"):
+        train_and_evaluate(config, workdir, make_loss_fn=make_bad)
+    change = "optimizer.clip_norm was 0.0 and is now 1.0; schedule.learning_rate was 0.003 and is"
+    assert f"changed after step 30: {change} now 0.001" in caplog.text
+    assert "skipped: step 32 gave {'grad_norm': " in caplog.text and "photos/" in caplog.text
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == [
+        *("15", "30", "31", "33")
+    ]
+    meta = json.loads((workdir / "checkpoints" / "33" / "meta" / "metadata").read_text())
+    assert meta["skipped"] == 1
+    assert meta["history"] == [f"after step 30: {change} now 0.001"]
+    lines = metrics(workdir)[-3:]
+    assert [line["train/skipped_steps"] for line in lines] == [0, 1, 1]
+    assert [line["train/learning_rate"] for line in lines] == pytest.approx([1e-3] * 3)
+    assert ["train/loss" in line for line in lines] == [True, False, True]
+    config.train.allow_changes = ()
+    with caplog.at_level(logging.INFO, "upsr_jax"):
+        train_and_evaluate(config, workdir)
+    assert "nothing to do" in caplog.text  # the newest checkpoint is of this config
+
+
+def test_a_bucket_is_no_folder(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^gs://bucket/run is a URL, and only folders are"):
+        train_and_evaluate(config, "gs://bucket/run")
+    config = changed(config, data__folders=("s3://bucket/photos",))
+    with pytest.raises(ValueError, match=r"^s3://bucket/photos is a URL"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_run_in_the_workdir_is_refused(config, tmp_path):
+    with locked(tmp_path), pytest.raises(ValueError, match="another process is writing to"):
+        train_and_evaluate(config, tmp_path)
+
+
 def test_without_a_checkpoint_the_error_says_so(config_of_nan, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"step 1 gave .* there is no checkpoint yet"):
+    with pytest.raises(FloatingPointError, match=r"step 11 gave .* there is no checkpoint yet"):
         train_and_evaluate(config_of_nan, tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
 

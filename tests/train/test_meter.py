@@ -33,6 +33,23 @@ def test_terms_are_averaged_and_those_by_timestep_divided_by_its_share(clock):
     assert "model_flop_utilization" not in values
 
 
+def test_skipped_steps_take_time_and_are_part_of_no_mean(clock):
+    meter = Meter(4, None, None, skipped=3)
+    meter.add({"loss": np.array(2.0)})
+    meter.skip()
+    clock[0] += 1
+    values = meter.summary()
+    assert (values["loss"], values["images_per_second"], values["skipped_steps"]) == (2, 8, 4)
+    assert meter.in_row == 1
+    meter.skip()
+    clock[0] += 1
+    values = meter.summary()  # of a window without a mean
+    assert "loss" not in values and values["skipped_steps"] == 5
+    assert meter.in_row == 2
+    meter.add({"loss": np.array(2.0)})
+    assert meter.in_row == 0
+
+
 def test_rates_count_training_and_waiting_alone(clock):
     meter = Meter(batch_size=4, flops=6e12, peak=2e12)
     with meter.paused():

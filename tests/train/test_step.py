@@ -57,6 +57,28 @@ def test_an_update_that_spoils_the_parameters_shows_in_its_own_step():
     assert not np.isfinite(terms["param_norm"])
 
 
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_count(where):
+    def loss_fn(params, frozen, batch, keys):
+        loss = jnp.sum(params["w"] * batch["hr"].mean())
+        term = loss if where == "gradient" else loss / jnp.where(batch["hr"].mean() > 5, 0, 1)
+        scale = jnp.inf if where == "gradient" else 1.0
+        return jnp.where(batch["hr"].mean() > 5, scale, 1) * loss, {"loss": term}
+
+    optimizer = create_optimizer(create_schedule(0.1, 2, 0, 0.0), 0.9, 0.99, 0.1, 1.0, muon=False)
+    step = make_step(loss_fn, optimizer)
+    first, terms = step(create_state({"w": jnp.ones(2)}, optimizer), {}, batch_of(1.0))
+    assert not terms["skipped"]
+    second, terms = step(first, {}, batch_of(9.0))
+    assert terms["skipped"] and int(second.step) == 2
+    assert np.isfinite(terms["param_norm"])
+    expected = dataclasses.replace(first, step=second.step)
+    jax.tree.map(np.testing.assert_array_equal, second, expected)
+    third, terms = step(second, {}, batch_of(2.0))
+    assert not terms["skipped"]
+    assert (np.asarray(third.params["w"]) < np.asarray(first.params["w"])).all()
+
+
 def test_the_estimators_loss_goes_down_on_one_batch(config):
     config.network = "estimator"
     lr = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 16, 16, 3)).astype(np.float32)

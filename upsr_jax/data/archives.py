@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from upsr_jax.files.find import READ_SUFFIXES
+from upsr_jax.files.find import READ_SUFFIXES, check_local
 
 
 class Member(NamedTuple):
@@ -33,6 +33,7 @@ def list_members(sources: Sequence[str]) -> tuple[list[Member], dict[str, str]]:
     """
     images: list[Member] = []
     skipped: dict[str, str] = {}
+    check_local(*sources)
     for source in sources:
         before = len(images)
         for member, reason in tqdm(_walk(source), f"Listing {source}", unit=" files"):

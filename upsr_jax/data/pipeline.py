@@ -16,6 +16,7 @@ import grain
 import numpy as np
 from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from upsr_jax.data import sources
 from upsr_jax.data.degradation.host import to_unit
@@ -80,6 +81,37 @@ def open_sources(data: ConfigDict) -> list[Source]:
     if data.pairs:
         return [sources.open_pairs(*data.pairs)]
     return [sources.open_source(folder) for folder in data.folders]
+
+
+def check_images(
+    opened: Sequence[Source], data: ConfigDict, process_index: int, process_count: int
+) -> None:
+    """Check this process's share of all images that are files of their own, before training.
+
+    Packed ones were decoded when they were packed. Raises ValueError as `sources.check_bad` does.
+    """
+    size = sum(source.size for source in opened)
+    bad = []
+    for source in opened:
+        if source.check is None:
+            continue
+        numbers = range(process_index, source.size, process_count)
+        find_fn = partial(find_problem, source.check)
+        problems = map_ahead(find_fn, numbers, 0, data.num_threads, ahead=4 * data.num_threads)
+        shown = tqdm(problems, "Checking images", len(numbers), disable=process_index > 0)
+        bad += filter(None, shown)
+    for problem in bad:
+        logger.warning("Bad image: %s", problem)
+    sources.check_bad(bad, size, data.max_bad_fraction)
+
+
+def find_problem(check_fn: Callable[[int], None], number: int) -> str:
+    """Say what is wrong with an image; nothing if nothing is."""
+    try:
+        check_fn(number)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def example_names(data: ConfigDict, index: Iterable[SupportsInt]) -> list[str]:

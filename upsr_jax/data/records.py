@@ -57,7 +57,11 @@ def write_shard(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
                 count += 1
             writer.close()
         except RuntimeError as error:
-            raise OSError(f"'{path}' can't be written: {error}") from error
+            reason = str(error).partition(";")[0]  # what follows names the unfinished file
+            raise OSError(
+                f"'{path}' can't be written: {reason}. Make room on that disk, then give the same "
+                "command again."
+            ) from error
         sha256 = file_sha256(Path(file.name))
     return {"count": count, "sha256": sha256}
 

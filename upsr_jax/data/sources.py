@@ -16,10 +16,11 @@ from jaxtyping import UInt8
 from upsr_jax.data import records
 from upsr_jax.files.find import READ_SUFFIXES, find_images
 from upsr_jax.files.names import without_suffixes
-from upsr_jax.files.photos import read_rgb
+from upsr_jax.files.photos import count_pixels, read_rgb
 
 Photo = UInt8[np.ndarray, "_ _ 3"]  # of any size
 TFDS = "tfds:"
+ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # of JPEG and PNG, by how they begin
 # How names end in DIV2K and Flickr2K (x4, x4m), RealSR (_HR, _LR4), DRealSR (_x4, _x1) and in the
 # sets of SelfExSR (_SRF_4_HR, _SRF_4_LR)
 PAIR_END = re.compile(r"(_SRF_\d|[_.-]?x\d[a-z]?\d?|[_.-]?(HR|GT|LR|LQ)\d?)+", re.IGNORECASE)
@@ -29,12 +30,14 @@ class Source(NamedTuple):
     """Images by number, below `size`: what to call one, and how to read it.
 
     `read` returns a Photo or a Pair. It raises OSError where that can't be read, and ValueError
-    where it can't be decoded (as an ImageError) or is unfit.
+    where it can't be decoded (as an ImageError) or is unfit. `check`, where images are files of
+    their own, raises so too, mostly without decoding.
     """
 
     size: int
     name: Callable[[int], str]
     read: Callable[[int], Any]
+    check: Callable[[int], None] | None = None
 
 
 class PairFiles(NamedTuple):
@@ -62,7 +65,8 @@ def open_source(name: str) -> Source:
     if records.is_records(name):
         return open_records(name)
     files = list_images(name)
-    return Source(len(files), files.__getitem__, partial(_read_listed, read_rgb, files))
+    read, check = (partial(_read_listed, function, files) for function in (read_rgb, check_image))
+    return Source(len(files), files.__getitem__, read, check)
 
 
 def open_records(folder: str) -> Source:
@@ -106,7 +110,9 @@ def open_tfds(name: str) -> Source:
 def open_pairs(hr_folder: str, lr_folder: str) -> Source:
     """Open two folders of images, matched as `list_pairs` does."""
     pairs = list_pairs(hr_folder, lr_folder)
-    return Source(len(pairs), partial(_name_pair, pairs), partial(_read_listed, read_pair, pairs))
+    name = partial(_name_pair, pairs)
+    read, check = (partial(_read_listed, function, pairs) for function in (read_pair, check_files))
+    return Source(len(pairs), name, read, check)
 
 
 def concatenate(sources: Sequence[Source]) -> Source:
@@ -265,6 +271,25 @@ def fit_pair(files: PairFiles, hr: Photo, lr: Photo) -> Pair:
     return Pair(hr[:height, :width], lr)
 
 
+def check_image(file: str) -> None:
+    """Look at the header and the end of an image file, and decode it if the end is missing.
+
+    Raises ImageError as `read_rgb` does.
+    """
+    count_pixels(file)
+    with open(file, "rb") as stream:
+        start = stream.read(2)
+        stream.seek(max(os.path.getsize(file) - 64, 0))
+        if ENDS.get(start, b"") not in stream.read():
+            read_rgb(file)
+
+
+def check_files(files: PairFiles) -> None:
+    """Check both images of a pair as `check_image` does."""
+    check_image(files.hr)
+    check_image(files.lr)
+
+
 class Reading(NamedTuple):
     """What came of reading an image: its number, the image, and why others were passed over."""
 
@@ -293,7 +318,9 @@ def check_bad(reasons: Collection[str], size: int, max_bad_fraction: float) -> N
     if len(reasons) > min(max_bad_fraction * size, size - 1):
         raise ValueError(
             f"{len(reasons)} of {size} images are bad, more than max_bad_fraction = "
-            f"{max_bad_fraction} allows: {_enumerate(list(reasons))}"
+            f"{max_bad_fraction} allows: {_enumerate(list(reasons))} Put whole images in their "
+            "place, as a run's images must keep their number, or set config.data.max_bad_fraction "
+            "higher; then give the same command again."
         )
 
 

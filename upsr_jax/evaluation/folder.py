@@ -24,6 +24,7 @@ from upsr_jax.evaluation.timing import Timing
 from upsr_jax.files.whole import (
     check_begun,
     locked,
+    naming_full_disk,
     parse_json,
     read_json,
     write_json,
@@ -48,7 +49,8 @@ def opened(out: Path, options: Mapping[str, Any], entries: Sequence[Entry]) -> I
       ValueError: it was begun with other options, or another evaluation is at work in it.
       OSError: it can't be written, or another host doesn't see it.
     """
-    create_workdir(out)
+    with naming_full_disk(out):
+        create_workdir(out)
     first = jax.process_index() == 0
     with locked(out) if first else nullcontext():
         if first and not (out / OPTIONS).exists():
@@ -89,17 +91,19 @@ class Rows:
     def __init__(self, out: Path):
         process = f".{jax.process_index()}" if jax.process_count() > 1 else ""
         self.lock = threading.Lock()
-        self.file = (out / f"rows{process}.jsonl").open("a", encoding="utf-8")
+        self.path = out / f"rows{process}.jsonl"
+        self.file = self.path.open("a", encoding="utf-8")
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row, whole or, if the process is killed, cut off."""
-        with self.lock:
+        with self.lock, naming_full_disk(self.path):
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self.file.close()
+        with naming_full_disk(self.path):
+            self.file.close()
 
 
 def read_rows(out: Path) -> dict[str, dict[str, Any]]:

@@ -38,6 +38,7 @@ from upsr_jax.evaluation.report import write_report
 from upsr_jax.evaluation.report.results import CAPPED, RESULTS, count_of
 from upsr_jax.evaluation.settings import Settings
 from upsr_jax.evaluation.timing import Timing, timing_lines
+from upsr_jax.files.find import check_local
 from upsr_jax.files.names import show
 from upsr_jax.files.whole import write_json
 from upsr_jax.metrics.intervals import mean_over
@@ -65,6 +66,7 @@ def evaluate_folders(
 
     The pictures are those that `Upscaler.from_pretrained(model, tile, ...)` makes with this seed.
     """
+    check_local(lr, gt or "", out)
     check_tile(tile, OVERLAP)
     config, params = load_model(model)
     config = with_sampling(config, sampling)
@@ -105,6 +107,7 @@ def evaluate_set(
       ValueError: the folder was begun with other options, is in use or holds the images to evaluate
         on; or the config asks for what can't be.
     """
+    check_local(out)
     images = settings.images
     folder.check_apart(out, (images.gt, images.lr))
     metrics = measurable(settings.metrics, bool(images.gt))

@@ -1,6 +1,7 @@
-"""Find the picture files in folders, by their suffix."""
+"""Find the picture files in folders, by their suffix, and tell folders from URLs."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,20 @@ READ_SUFFIXES = (
     *(".gif", ".avif", ".avifs"),
 )
 UNREAD_SUFFIXES = (".heic", ".heif", ".jp2", ".jxl")
+
+
+# As pathlib leaves it, too, which makes one slash of two; not a drive of Windows.
+URL = re.compile(r"(^|/)[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def check_local(*paths: str | Path) -> None:
+    """Raise ValueError for a path that is a URL, as of a bucket: it would become a local folder."""
+    for path in map(str, paths):
+        if URL.search(path):
+            raise ValueError(
+                f"{path} is a URL, and only folders are read and written: mount the bucket as one "
+                '("Storage" in docs/clusters.md says how), and name that'
+            )
 
 
 def find_images(
@@ -20,8 +35,9 @@ def find_images(
 
     Links are followed, but not in a circle; files and subfolders whose names begin with a dot are
     left out. There are none in a missing folder; one that cannot be read raises OSError, or is
-    left out where that is given to `on_error`.
+    left out where that is given to `on_error`. Raises ValueError for a URL.
     """
+    check_local(folder)
     if not os.path.isdir(folder):
         return []
     return sorted(_walk(os.fspath(folder), (), suffixes, on_error))

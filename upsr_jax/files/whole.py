@@ -14,8 +14,29 @@ from typing import Any, BinaryIO
 from filelock import lock_descriptor
 
 LOCK = ".lock"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What a file system without hard links, or one that has too many, says to one more.
 NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
+
+
+class DiskFullError(OSError):
+    """There is no room for a file; the sentence names it, and the cure."""
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Turn the system's error of a full disk into a DiskFullError of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        full = DiskFullError(
+            f"{path} could not be written ({os.strerror(error.errno)}): make room on that disk, "
+            "then give the same command again"
+        )
+        full.errno = error.errno
+        raise full from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -35,11 +56,11 @@ def whole_file(path: Path, overwrite: bool = True) -> Iterator[BinaryIO]:
 
     By then it is on the disk, even if the power fails. On an error nothing is left. A kill leaves
     at most a hidden `.upsr-*.part`, for `remove_parts`, and on a file system without links an empty
-    file at `path`. Raises FileExistsError if `path` exists, unless `overwrite`.
+    file at `path`. Raises FileExistsError if `path` exists, unless `overwrite`, and DiskFullError.
     """
     part = part_of(path)
     try:
-        with part.open("xb") as file:
+        with naming_full_disk(path), part.open("xb") as file:
             with suppress(OSError):  # a file system without locks
                 lock_descriptor(file.fileno())
             yield file
@@ -47,7 +68,7 @@ def whole_file(path: Path, overwrite: bool = True) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         _publish(part, path, overwrite)
     except OSError as error:
-        if error.errno is not None and error.filename in (None, str(part)):
+        if error.strerror is not None and error.filename in (None, str(part)):
             error.filename = str(path)  # which says more than the temporary name, or none
         raise
     finally:
@@ -100,10 +121,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     such a name.
     """
     part, former = part_of(folder), part_of(folder)
-    part.mkdir()
+    with naming_full_disk(folder):
+        part.mkdir()
     try:
-        yield part
-        sync(part)
+        with naming_full_disk(folder):
+            yield part
+            sync(part)
         if folder.exists():
             folder.rename(former)
         part.rename(folder)
@@ -150,8 +173,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes that lock it out of a folder; raise ValueError if one is at work in it.
 
-    The lock ends with the context, or the process. What a killed process left is removed.
+    The folder is made if missing. The lock ends with the context, or the process. What a killed
+    process left is removed.
     """
+    with naming_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a") as lock:
         free = True
         with suppress(OSError):  # a file system without locks

@@ -14,7 +14,7 @@ from PIL import Image
 
 from upsr_jax.files import exif
 from upsr_jax.files.photos import ImageError, _without_limit
-from upsr_jax.files.whole import whole_file
+from upsr_jax.files.whole import DiskFullError, naming_full_disk, whole_file
 
 
 class Encoder(NamedTuple):
@@ -82,9 +82,12 @@ def write_image(
     encoder = ENCODERS[path.suffix.lower()]
     data = exif.encode(kept or Image.Exif(), note)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming_full_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path, overwrite) as file:
             Image.fromarray(image).save(file, encoder.format, exif=data, **encoder.options)
+    except DiskFullError as error:
+        raise ImageError(str(error)) from error
     except OSError as error:
         if isinstance(error, FileExistsError) and path.parent.is_dir():
             raise ImageError(f"{path}: exists already; nothing was replaced.") from error

@@ -14,9 +14,11 @@ from upsr_jax.data.degradation.host import (
     random_noise,
     random_sinc,
 )
+from upsr_jax.data.sources import TFDS
 from upsr_jax.data.test_sets import ImageSet
 from upsr_jax.evaluation.metric_list import METRICS, measurable
 from upsr_jax.evaluation.settings import Settings
+from upsr_jax.files.find import check_local
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.models.rules import (
     POSITIVE,
@@ -63,10 +65,14 @@ KEYS: dict[str, set[str]] = {
     "train": {
         *("steps", "microbatches", "remat", "ema_decay", "log_every", "checkpoint_every"),
         *("keep_checkpoints", "keep_every", "keep_best", "eval_every"),
+        *("max_bad_steps", "allow_changes"),
     },
     "eval": {field.name for kind in (Settings, ImageSet) for field in dataclasses.fields(kind)}
     - {"images", "degradation"},
 }
+
+# What changes updates, but no example: a run may go on with other values if asked to.
+ALLOWABLE = ("schedule", "optimizer.clip_norm", "optimizer.weight_decay")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -75,6 +81,9 @@ def check_config(config: ConfigDict) -> None:
     ModelConfig.of(config)
     _check_values(flatten(config.to_dict()))
     check_tile(config.eval.tile, config.eval.overlap)
+    data, settings = config.data, config.eval
+    folders = *data.folders, *data.pairs, *config.pretrained.values(), settings.model
+    check_local(*(str(folder).removeprefix(TFDS) for folder in folders), settings.gt, settings.lr)
 
 
 def check_training(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
@@ -191,6 +200,10 @@ RULES = {
     "train.keep_every": at_least(0, ", which keeps none"),
     "train.keep_best": one_of(*METRICS, ""),
     "train.eval_every": at_least(0, ", which is never"),
+    "train.max_bad_steps": at_least(0),
+    "train.allow_changes": Rule(
+        f"some of {', '.join(ALLOWABLE)}, or ()", lambda names: set(names) <= set(ALLOWABLE)
+    ),
 }
 DEGRADATION_RULES = {  # by the end of the name
     **dict.fromkeys(("prob", "sinc_prob", "gaussian_prob", "gray_prob"), SHARE),

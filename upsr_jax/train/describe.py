@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from upsr_jax.cluster import environment
-from upsr_jax.files.whole import remove_parts, write_json
+from upsr_jax.files.whole import write_json
 from upsr_jax.train.config import config_as_json
 from upsr_jax.train.step import make_loss_fn
 
@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 def describe_run(workdir: Path, config: ConfigDict) -> None:
     """Write the config and the environment into the folder of a run that is about to train."""
     (workdir / "finished").unlink(missing_ok=True)
-    remove_parts(workdir, below=True)
     write_json(workdir / "config.json", config_as_json(config))
     write_json(workdir / "environment.json", environment.describe_environment())
 

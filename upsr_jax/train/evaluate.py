@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from upsr_jax.data.test_sets import find_entries
 from upsr_jax.evaluation.run import evaluate_set
+from upsr_jax.files.find import check_local
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.train.checkpoints import read_checkpoint
 from upsr_jax.train.config import check_config, eval_settings
@@ -22,6 +23,7 @@ def evaluate(
     images of its own, whatever config.mesh says, which is for training. See `evaluate_set` for what
     it gets.
     """
+    check_local(workdir, out or "")
     check_config(config)
     workdir = Path(workdir)
     settings = eval_settings(config)

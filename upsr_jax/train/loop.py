@@ -4,34 +4,35 @@ import json
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from upsr_jax.cluster.environment import device_memory
 from upsr_jax.cluster.join import create_workdir
-from upsr_jax.data.pipeline import example_names, open_sources, train_batches
+from upsr_jax.data.pipeline import check_images, example_names, open_sources, train_batches
 from upsr_jax.evaluation.watch import Evaluator
-from upsr_jax.files.whole import write_whole
+from upsr_jax.files.find import check_local
+from upsr_jax.files.whole import DiskFullError, locked, naming_full_disk, write_whole
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.train.checkpoints import (
     FOLDER,
-    check_images,
     check_same_config,
+    check_same_images,
     choose_checkpoint,
     explain_failure,
     model_params,
     open_checkpoints,
     restore,
     save,
+    tell_last,
 )
 from upsr_jax.train.config import check_config, check_training, eval_settings
 from upsr_jax.train.describe import describe_run, log_setup, speed_limits
@@ -61,10 +62,12 @@ def train_and_evaluate(
     `step.make_loss_fn`, to compute the same in another way.
 
     Raises:
-      FloatingPointError: the loss is not finite; names the step and the batch's examples.
+      FloatingPointError: the loss is not finite, for more steps in a row than may be skipped; names
+        the last of them and the batch's examples.
       OSError: a file is missing, or something can't be written; the checkpoints stay whole.
       ValueError: the config asks for what can't be done, or contradicts the run in `workdir`.
     """
+    check_local(workdir)
     check_config(config)
     mesh = create_mesh(**config.mesh)
     check_training(config, mesh)
@@ -72,11 +75,15 @@ def train_and_evaluate(
     is_main = jax.process_index() == 0
     settings = config.train
 
-    with stop_signals() as signals, ExitStack() as resources:
-        create_workdir(workdir)
+    with stop_signals() as signals, own_workdir(workdir), ExitStack() as resources:
         found = choose_checkpoint(workdir)
+        skipped, history = 0, []
         if found:
-            check_same_config(found.meta["config"], config, workdir / FOLDER)
+            skipped, history = found.meta["skipped"], [*found.meta["history"]]
+            changes = check_same_config(found.meta["config"], config, workdir / FOLDER)
+            if changes:
+                history.append(f"after step {found.step}: {'; '.join(changes)}")
+                logger.warning("this run is changed %s", history[-1])
             if found.step > settings.steps:
                 raise ValueError(
                     f"the run in {workdir} has done {found.step} steps, more than "
@@ -86,9 +93,13 @@ def train_and_evaluate(
             if found.step == settings.steps and is_finished(workdir):
                 logger.info("nothing to do: this run has finished its %d steps", settings.steps)
                 return
-        images = [source.size for source in open_sources(config.data)]
+        process = jax.process_index(), jax.process_count()
+        opened = open_sources(config.data)
+        images = [source.size for source in opened]
         if found:
-            check_images(found, images, workdir)
+            check_same_images(found, images, workdir)
+        else:
+            check_images(opened, config.data, *process)
         if is_main:
             describe_run(workdir, config)
 
@@ -98,7 +109,7 @@ def train_and_evaluate(
         checkpoints = resources.enter_context(open_checkpoints(workdir, config))
         if found:
             shapes = abstract_state(config, optimizer, mesh)
-            state = restore(checkpoints, found, config, shapes, frozen)
+            state = restore(workdir, found, config, shapes, frozen)
         else:
             state = create_sharded_state(config, optimizer, mesh)
         evaluated = found is None or found.meta["evaluated"]
@@ -107,7 +118,7 @@ def train_and_evaluate(
             log_setup(config, mesh, state.params)
         gather_fn = make_gather_fn(mesh)
         evaluator = create_evaluator(config, gather_fn) if settings.eval_every else None
-        meter = Meter(config.data.batch_size, *speed_limits(config, state.params, frozen))
+        meter = Meter(config.data.batch_size, *speed_limits(config, state.params, frozen), skipped)
         loss_fn = make_loss_fn(config, settings.remat)
         train_step = jax.jit(
             make_train_step(
@@ -117,7 +128,6 @@ def train_and_evaluate(
             donate_argnums=0,
         )
         done = first = int(state.step)
-        process = jax.process_index(), jax.process_count()
         batches = resources.enter_context(
             closing(train_batches(config.data, config.degradation, config.seed, first, *process))
         )
@@ -153,14 +163,14 @@ def train_and_evaluate(
                 state, terms = train_step(state, frozen, batch)
             done += 1
             progress.update()
-            stop = read_terms(pending, meter, checkpoints, config.data)
+            stop = read_terms(pending, meter, workdir, config)
             pending = (done, index, terms)
 
             log_due, evaluate_due, save_due = map(
                 is_due, (settings.log_every, settings.eval_every, settings.checkpoint_every)
             )
             if log_due or evaluate_due or save_due or stop:
-                stop = read_terms(pending, meter, checkpoints, config.data) or stop
+                stop = read_terms(pending, meter, workdir, config) or stop
                 pending = None
             if profile and tracing and done in (profile[1], settings.steps):
                 jax.block_until_ready(terms)
@@ -168,19 +178,22 @@ def train_and_evaluate(
                 tracing = False
             if log_due or stop:
                 values = meter.summary() | device_memory()
-                values["learning_rate"] = float(learning_rate(done - 1))
+                # The optimizer counts its own steps.
+                values["learning_rate"] = float(learning_rate(max(done - 1 - meter.skipped, 0)))
                 writer.scalars(done, "train", values)
-                progress.set_postfix_str(
-                    f"loss {values['loss']:.4f}, {values['images_per_second']:.1f} images/s"
-                )
+                loss, speed = values.get("loss", np.nan), values["images_per_second"]
+                progress.set_postfix_str(f"loss {loss:.4f}, {speed:.1f} images/s")
             with meter.paused():
                 metrics = {}
                 if evaluator and evaluate_due and not stop:  # who ends a run early won't wait
                     params = model_params(config, state.ema_params, frozen)
                     metrics = write_evaluation(evaluator, params, signals, done, writer)
                     stop = metrics is None
-                if save_due or stop:
-                    save(checkpoints, config, state, frozen, images, metrics)
+                ends = stop or done == settings.steps
+                # While steps are skipped, nothing new would push good ones out.
+                if ends or (save_due and not meter.in_row):
+                    told = metrics, meter.skipped, history
+                    save(checkpoints, config, state, frozen, images, *told)
                 with explain_failure(checkpoints):
                     checkpoints.check_for_errors()
         if tracing:
@@ -197,6 +210,18 @@ def train_and_evaluate(
             done,
             ", which is saved" if done > first else "",
         )
+
+
+@contextmanager
+def own_workdir(workdir: Path) -> Iterator[None]:
+    """Make the folder, and keep other runs out of it; tell where one that has no room stands."""
+    with naming_full_disk(workdir):
+        create_workdir(workdir)
+    with locked(workdir) if jax.process_index() == 0 else nullcontext():
+        try:
+            yield
+        except DiskFullError as error:
+            raise OSError(f"{error}; {tell_last(workdir)}") from error
 
 
 def wished_anywhere(signals: list[int]) -> bool:
@@ -251,27 +276,34 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def read_terms(
-    pending: tuple | None, meter: Meter, checkpoints: ocp.CheckpointManager, data: ConfigDict
-) -> bool:
+def read_terms(pending: tuple | None, meter: Meter, workdir: Path, config: ConfigDict) -> bool:
     """Wait for a step's terms and meter them; return whether a process wishes to stop.
 
-    Raises FloatingPointError, with all that helps, if one is not finite.
+    Raises FloatingPointError, with all that helps, if the parameters are not finite, or the terms
+    for more than config.train.max_bad_steps in a row.
     """
     if pending is None:
         return False
     step, index, terms = pending
     values = jax.device_get(terms)
-    stop = bool(values.pop("stop"))
-    if not all(np.isfinite(value).all() for value in values.values()):
-        latest = checkpoints.latest_step()
-        good = "there is no checkpoint yet"
-        if latest is not None:
-            good = f"the last good checkpoint is that of step {latest}"
-        scalars = {name: float(value) for name, value in values.items() if value.ndim == 0}
-        names = ", ".join(example_names(data, index))
-        raise FloatingPointError(f"step {step} gave {scalars} on {names}; {good}")
-    meter.add(values)
+    stop, skipped = (bool(values.pop(name)) for name in ("stop", "skipped"))
+    spoiled = not np.isfinite(values["param_norm"])
+    if not (skipped or spoiled):
+        meter.add(values)
+        return stop
+    meter.skip()
+    scalars = {name: float(value) for name, value in values.items() if value.ndim == 0}
+    told = f"step {step} gave {scalars} on {', '.join(example_names(config.data, index))}"
+    most = config.train.max_bad_steps
+    if spoiled or meter.in_row > most:
+        reason = "it spoiled the parameters"
+        if not spoiled:
+            reason = f"it is bad step {meter.in_row} in a row, config.train.max_bad_steps is {most}"
+        raise FloatingPointError(
+            f"{told}; {reason}; {tell_last(workdir)}: a lower config.schedule.learning_rate or a "
+            "config.optimizer.clip_norm, which config.train.allow_changes has to name, may lead on"
+        )
+    logger.warning("skipped: %s", told)
     return stop
 
 

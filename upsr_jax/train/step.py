@@ -108,7 +108,8 @@ def make_train_step(
     The gradient is the mean over `microbatches` parts of the batch, computed one after the other.
     Everything random is drawn from (seed, step, place in the batch), so that neither these nor the
     devices change what an image gets. `stop` [b] in the batch becomes the term "stop": true
-    everywhere if true anywhere.
+    everywhere if true anywhere. "skipped" tells that a term or the gradient was not finite: nothing
+    but the step has changed then.
     """
 
     def train_step(state, frozen, batch):
@@ -140,10 +141,15 @@ def make_train_step(
             total, _ = jax.lax.scan(add_part, zeros, parts)
             grads, terms = jax.tree.map(lambda x: x / microbatches, total)
 
-        state = apply_gradients(state, grads, optimizer, ema_decay)
+        terms["grad_norm"] = optax.tree.norm(grads)
+        # Known before the update, it costs no second copy of the state.
+        finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(terms)]).all()
+        updated = apply_gradients(state, grads, optimizer, ema_decay)
+        state = jax.tree.map(partial(jnp.where, finite), updated, state)
+        state = state.replace(step=updated.step)
         # The new parameters' norm, too: no step that spoils them goes into a checkpoint.
-        norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(state.params)}
-        return state, terms | norms | {"stop": stop}
+        norm = optax.tree.norm(state.params)
+        return state, terms | {"param_norm": norm, "skipped": ~finite, "stop": stop}
 
     return train_step
 

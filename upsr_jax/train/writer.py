@@ -5,12 +5,15 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from upsr_jax.files.whole import whole_file, write_whole
+from upsr_jax.files.whole import naming_full_disk, whole_file, write_whole
 
 
 class Writer:
@@ -24,46 +27,55 @@ class Writer:
     def __init__(self, workdir: Path, step: int, enabled: bool):
         self.workdir = workdir
         self.enabled = enabled
+        self.path, self.folder = workdir / "metrics.jsonl", workdir / "tensorboard"
         if enabled:
-            path = workdir / "metrics.jsonl"
-            if step == 0 and path.exists():
-                path.replace(path.with_name(f"metrics_{int(path.stat().st_mtime)}.jsonl"))
-            keep_lines(path, step)
-            self.lines = path.open("a", buffering=1)
-            self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+            if step == 0 and self.path.exists():
+                seconds = int(self.path.stat().st_mtime)
+                self.path.replace(self.path.with_name(f"metrics_{seconds}.jsonl"))
+            keep_lines(self.path, step)
+            self.lines = self.path.open("a", buffering=1)
+            with naming_full_disk(self.folder):
+                self.folder.mkdir(exist_ok=True)
+                # Without SummaryWriter's thread: once dead, it would let the run wait for ever.
+                self.events = EventsWriter(str(self.folder / "events"))
+                purge = SessionLog(status=SessionLog.START)
+                self._add_event(step + 1, session_log=purge)  # drops what a killed run wrote
 
     def scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
         """Write named numbers measured after `step` updates."""
         if not self.enabled:
             return
         named = {f"{prefix}/{name}": float(value) for name, value in values.items()}
-        self.lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **named}) + "\n")
-        for name, value in named.items():
-            self._check_events()
-            self.events.add_scalar(name, value, step)
+        line = {"step": step, "time": round(time.time(), 3), **named}
+        with naming_full_disk(self.path):
+            self.lines.write(json.dumps(line) + "\n")
+        with naming_full_disk(self.folder):
+            for name, value in named.items():
+                self._add_event(step, summary=summary.scalar(name, value))
+            self.events.flush()
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Write an RGB picture, uint8 [h, w, 3], to `workdir/pictures/STEP_NAME.png`."""
         if not self.enabled:
             return
         path = self.workdir / "pictures" / f"{step:07d}_{name}.png"
-        path.parent.mkdir(exist_ok=True)
+        with naming_full_disk(path):
+            path.parent.mkdir(exist_ok=True)
         with whole_file(path) as file:
             Image.fromarray(picture).save(file, "PNG")
-        self._check_events()
-        self.events.add_image(name, picture, step, dataformats="HWC")
+        with naming_full_disk(self.folder):
+            self._add_event(step, summary=summary.image(name, picture, dataformats="HWC"))
 
-    def _check_events(self) -> None:
-        """Raise OSError if the thread that writes events has died: its full queue would block."""
-        worker = self.events.file_writer.event_writer._worker
-        if not worker.is_alive():
-            raise OSError(f"{self.workdir / 'tensorboard'} could not be written: is the disk full?")
+    def _add_event(self, step: int, **content: Any) -> None:
+        self.events.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def close(self) -> None:
         """Flush and close the files."""
         if self.enabled:
-            self.lines.close()
-            self.events.close()
+            with naming_full_disk(self.path):
+                self.lines.close()
+            with naming_full_disk(self.folder):
+                self.events.close()
 
 
 def keep_lines(path: Path, step: int) -> None:

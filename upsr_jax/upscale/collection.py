@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from upsr_jax.cluster.join import read_settings
 from upsr_jax.cluster.roll_call import roll_call
-from upsr_jax.files.find import READ_SUFFIXES, UNREAD_SUFFIXES, find_images
+from upsr_jax.files.find import READ_SUFFIXES, UNREAD_SUFFIXES, check_local, find_images
 from upsr_jax.files.names import alike, of_folders, show, without_suffixes
 from upsr_jax.files.photos import (
     MAX_PIXELS,
@@ -76,6 +76,7 @@ def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], li
     several are given, or two pictures of several would have one result, and with the picture's own
     suffix where only that tells two apart.
     """
+    check_local(out, *inputs)
     folders = of_folders(p for p in inputs if os.path.isdir(p) and _real(p) != _real(out))
     roots, problems = find_all(inputs, out)
     names = {p: folders.get(root, Path()) / p.relative_to(root) for p, root in roots.items()}

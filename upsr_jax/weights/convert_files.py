@@ -21,6 +21,7 @@ from upsr_jax.convert import (
     estimator_to_torch,
     lpips_from_torch,
 )
+from upsr_jax.files.find import check_local
 from upsr_jax.files.whole import file_sha256
 from upsr_jax.models.attention import SHIFT_REGIONS
 from upsr_jax.models.build import CONFIG_BLOCKS
@@ -53,6 +54,7 @@ def convert_files(sources: Sequence[Path], destination: Path, overwrite: bool = 
     Returns what was done, in lines for the user. Raises OSError, ImportError or ValueError, each
     with one sentence for the user, and writes nothing then.
     """
+    check_local(*sources, destination)
     if len(sources) == 1 and sources[0].is_dir():
         return folder_to_torch(sources[0], destination, overwrite)
     return torch_to_folder(sources, destination, overwrite)

@@ -15,7 +15,14 @@ from numpy.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from upsr_jax.files.whole import file_sha256, whole_folder, write_json, write_whole
+from upsr_jax.files.find import check_local
+from upsr_jax.files.whole import (
+    file_sha256,
+    naming_full_disk,
+    whole_folder,
+    write_json,
+    write_whole,
+)
 from upsr_jax.models.build import CONFIG_BLOCKS, check_params
 from upsr_jax.models.config import ModelConfig
 
@@ -39,12 +46,14 @@ def save_model(
         name: np.asarray(leaf, order="C")
         for name, leaf in flatten_dict(params, sep="/").items()
     }
+    check_local(folder)
     folder = Path(folder).absolute()
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} exists already: choose another folder or overwrite it")
     if folder.exists() and {path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG, CHECKSUMS}:
         raise FileExistsError(f"{folder} holds other files than a model's: choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with naming_full_disk(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(folder) as part:
         write_whole(part / WEIGHTS, save(arrays))
         write_json(part / CONFIG, config.as_dict() if config else {})
@@ -81,6 +90,7 @@ def load_model(
 
 def check_sums(folder: Path) -> None:
     """Compare a model folder's files with its sums; raise FileNotFoundError or ValueError."""
+    check_local(folder)
     cure = "copy, download or convert the model again"
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give a model's folder, or {cure}")

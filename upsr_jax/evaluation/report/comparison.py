@@ -28,6 +28,7 @@ from upsr_jax.evaluation.report.results import (
     read_results,
     tone_of,
 )
+from upsr_jax.files.find import check_local
 
 
 class Evaluation(NamedTuple):
@@ -43,6 +44,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     Differences are from the first one, over the images that both have. Raises ValueError for fewer
     than two folders, one without results, or no metric in any.
     """
+    check_local(out)
     if len(folders) < 2:
         raise ValueError(f"compare needs at least 2 evaluations, not {len(folders)}")
     paths = [Path(folder) for folder in folders]
