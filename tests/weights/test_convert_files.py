@@ -8,7 +8,7 @@ from pth import Call, save_pth, tensor
 from safetensors.numpy import save_file
 
 from configs import realsr_x4, tiny
-from upsr_jax.convert import denoiser_from_torch, denoiser_to_torch
+from upsr_jax.convert import denoiser_from_torch, denoiser_to_torch, estimator_from_torch
 from upsr_jax.weights import convert_files as convert_files_module
 from upsr_jax.weights.convert_files import (
     RELEASED,
@@ -130,6 +130,31 @@ def test_the_category_size_that_no_file_holds_is_told(tmp_path, monkeypatch, cat
     )
     report = convert_files([tmp_path / "model"], tmp_path / "back")
     assert sum(f"category_size {category_size}" in line for line in report) == lines
+
+
+def test_the_same_command_finishes_what_was_killed_and_keeps_other_files(tmp_path):
+    config, out = tiny.get_config(), tmp_path / "out"
+    arrays = {"unet_tiny": denoiser_from_torch, "atd_tiny": estimator_from_torch}
+    blocks = {"unet_tiny": config.model, "atd_tiny": config.estimator}
+    denoiser, estimator = (f(float32_weights(n), blocks[n]) for n, f in arrays.items())
+    save_model(tmp_path / "model", config, {"denoiser": denoiser, "estimator": estimator})
+    report = convert_files([tmp_path / "model"], out)
+    (out / "atd_real.pth").unlink()
+    (out / ".upsr-0.part").touch()
+    before = (out / "upsr.pth").stat()
+    assert convert_files([tmp_path / "model"], out) == report
+    assert (out / "upsr.pth").stat() == before
+    assert sorted(path.name for path in out.iterdir()) == ["atd_real.pth", "upsr.pth"]
+
+    (out / "atd_real.pth").write_bytes(b"mine")
+    (out / "upsr.pth").unlink()
+    with pytest.raises(FileExistsError, match=r"atd_real\.pth exists already"):
+        convert_files([tmp_path / "model"], out)
+    assert not (out / "upsr.pth").exists()
+    convert_files([tmp_path / "model"], out, overwrite=True)
+    convert_files([out / "upsr.pth", out / "atd_real.pth"], tmp_path / "again")
+    weights = [folder / "model.safetensors" for folder in (tmp_path / "again", tmp_path / "model")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_params_of_another_network_do_not_go_back(tmp_path):

@@ -87,7 +87,7 @@ def test_what_is_no_dense_tensor_is_named(tmp_path):
     assert isinstance(entries.pop("a"), np.ndarray)
     assert entries == {
         "sparse": Unknown("torch._utils._rebuild_sparse_tensor"),
-        "complex": Unknown("torch._utils._rebuild_tensor_v2"),
+        "complex": Unknown("torch.ComplexFloatStorage"),
         "conjugate": Unknown("torch._utils._rebuild_tensor_v2"),
         "step": Unknown("int"),
     }
@@ -124,6 +124,12 @@ def test_no_code_is_run(tmp_path, save, monkeypatch):
 def test_files_of_other_things_are_refused(tmp_path, content, found):
     save_pth(content, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=rf"x\.pth holds no tensors by name, but {found}$"):
+        read_torch(tmp_path / "x.pth")
+
+
+def test_a_tensor_is_not_left_out_for_its_key(tmp_path):
+    save_pth({"net": {"a": tensor(ONES), 3: tensor(ONES)}}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth .*some tensors of net are not under text names"):
         read_torch(tmp_path / "x.pth")
 
 

@@ -98,7 +98,7 @@ def test_what_is_no_dense_tensor_is_named(tmp_path):
 @pytest.mark.parametrize("save", [torch.save, save_old])
 def test_whole_modules_are_refused(tmp_path, save):
     save(torch.nn.Linear(2, 2), tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"but torch\.nn\.modules\.linear\.Linear|of another kind"):
+    with pytest.raises(ValueError, match=r"but torch\.nn\.modules\.linear\.Linear"):
         read_torch(tmp_path / "x.pth")
 
 

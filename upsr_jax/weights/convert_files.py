@@ -7,6 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from upsr_jax.convert import (
     estimator_to_torch,
     lpips_from_torch,
 )
-from upsr_jax.files.whole import file_sha256
+from upsr_jax.files.whole import file_sha256, remove_parts
 from upsr_jax.models.attention import SHIFT_REGIONS
 from upsr_jax.models.build import CONFIG_BLOCKS
 from upsr_jax.weights.model_folder import WEIGHTS, load_model, save_model
@@ -109,21 +110,19 @@ def folder_to_torch(folder: Path, destination: Path, overwrite: bool) -> list[st
         raise ValueError(
             f"{folder} holds a denoiser with residual=True, which PyTorch's UPSR does not have"
         )
-    for kind in kinds:
-        if (destination / TORCH_FILES[kind]).exists() and not overwrite:
-            raise FileExistsError(
-                f"{destination / TORCH_FILES[kind]} exists already: "
-                "choose another folder or overwrite it"
-            )
     to_torch = {"denoiser": denoiser_to_torch, "estimator": estimator_to_torch}
     state_dicts = {
         kind: to_torch[kind](params[kind], config[CONFIG_BLOCKS[kind]].to_dict()) for kind in kinds
     }
+    paths = {kind: destination / TORCH_FILES[kind] for kind in kinds}
+    kept = [kind for kind in kinds if not overwrite and holds(paths[kind], state_dicts[kind])]
     destination.mkdir(parents=True, exist_ok=True)
+    remove_parts(destination)
     report = []
     for kind, arrays in state_dicts.items():
-        path = destination / TORCH_FILES[kind]
-        write_torch(path, arrays)
+        path = paths[kind]
+        if kind not in kept:
+            write_torch(path, arrays)
         report.append(
             f"{path}: {kind}, {len(arrays)} entries under params_ema, "
             f"{count(params[kind]):,} parameters, sha256 {file_sha256(path)}"
@@ -134,6 +133,24 @@ def folder_to_torch(folder: Path, destination: Path, overwrite: bool) -> list[st
                 f"doesn't hold; read back, it would be taken as {RELEASED_CATEGORY_SIZE}"
             )
     return report
+
+
+def holds(path: Path, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Tell whether a file was written with these arrays; False if there is none.
+
+    Raises FileExistsError if it is another file.
+    """
+    if not path.exists():
+        return False
+    with suppress(ValueError):
+        found = read_torch(path).get("params_ema", {})
+        if list(found) == list(arrays) and all(
+            isinstance(x, np.ndarray)
+            and (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
+            for x, y in zip(found.values(), arrays.values(), strict=True)
+        ):
+            return True
+    raise FileExistsError(f"{path} exists already: choose another folder or overwrite it")
 
 
 def find_networks(

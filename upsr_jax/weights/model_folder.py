@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from upsr_jax.files.whole import file_sha256, whole_folder, write_json, write_whole
+from upsr_jax.files.whole import file_sha256, restore_former, whole_folder, write_json, write_whole
 from upsr_jax.models.build import CONFIG_BLOCKS
 
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "sha256"
@@ -37,7 +37,8 @@ def save_model(
         name: np.asarray(leaf, order="C")
         for name, leaf in flatten_dict(params, sep="/").items()
     }
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
+    restore_former(folder)
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} exists already: choose another folder or overwrite it")
     if folder.exists() and {path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG, CHECKSUMS}:
@@ -74,6 +75,7 @@ def load_model(
 def check_sums(folder: Path) -> None:
     """Compare a model folder's files with its sums; raise FileNotFoundError or ValueError."""
     cure = "copy, download or convert the model again"
+    restore_former(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give a model's folder, or {cure}")
     for name in (WEIGHTS, CONFIG, CHECKSUMS):

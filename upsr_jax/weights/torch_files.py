@@ -272,6 +272,8 @@ def _make(function: Any, arguments: Any) -> Any:
             return {}
         case "torch._utils._rebuild_tensor_v2", (Storage(), _, _, _, _, _):
             return Tensor(*arguments[:4])
+        case "torch._utils._rebuild_tensor_v2", (Unknown(), *_):
+            return arguments[0]
         case (
             "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state",
             (Tensor(), *_),
@@ -285,8 +287,10 @@ def _find_storage(reference: Any, storages: dict[str, Storage]) -> Any:
     match reference:
         case ("storage", Unknown(name), str(key), str(), int(), *_) if name in DTYPES:
             return storages.setdefault(key, Storage(key, DTYPES[name]))
+        case (str(), Unknown(name), *_):
+            return Unknown(name)
         case _:
-            return Unknown("a storage of another kind")
+            return Unknown("a storage")
 
 
 def _state_dicts(
@@ -295,7 +299,10 @@ def _state_dicts(
     if not isinstance(tree, dict) or depth > MAX_DEPTH:
         return
     tensors = [name for name, value in tree.items() if isinstance(value, Tensor | np.ndarray)]
-    if tensors and all(map(_is_name, tensors)):
+    named = [_is_name(name) for name in tensors]
+    if any(named) and not all(named):
+        raise ValueError(f"some tensors of {key or 'the file'} are not under text names")
+    if any(named):
         yield key, {n: _to_array(x, read_storage) for n, x in tree.items() if _is_name(n)}
     for name, value in tree.items():
         if _is_name(name):
