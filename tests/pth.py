@@ -47,6 +47,7 @@ def tensor(
     kind: str = "FloatStorage",
 ) -> Call:
     """Pickle as a dense tensor, or as another view of an array's numbers than the array itself."""
+    array = np.array(array, order="C")
     storage = Storage(array.tobytes(), kind, array.size)
     shape = array.shape if shape is None else shape
     steps = [step // array.itemsize for step in array.strides] if strides is None else strides

@@ -90,10 +90,9 @@ def read_torch(path: str | Path) -> dict[str, dict[str, np.ndarray | Unknown]]:
             content, read_storage = read(file)
             found = dict(_state_dicts(content, functools.cache(read_storage)))
         except Exception as error:  # the many ways to stumble over a damaged file
-            reason = "".join(filter(str.isprintable, str(error)))[:200]
             raise ValueError(
-                f"{path} is damaged or no file of weights ({type(error).__name__}, {reason}): "
-                "download it again"
+                f"{path} is damaged or no file of weights ({type(error).__name__}, "
+                f"{_printable(str(error))}): download it again"
             ) from error
     if not found:
         raise ValueError(f"{path} holds no tensors by name, but {_describe(content)}")
@@ -244,9 +243,9 @@ def _read_pickle(file: File, storages: dict[str, Storage]) -> Any:
                 items = pop_marked()
                 put(stack[-1], items)
             case "GLOBAL":
-                stack.append(Unknown(argument.replace(" ", ".")))
+                stack.append(Unknown(_printable(argument.replace(" ", "."))))
             case "STACK_GLOBAL":
-                stack[-2:] = [Unknown(f"{stack[-2]}.{stack[-1]}")]
+                stack[-2:] = [Unknown(_printable(f"{stack[-2]}.{stack[-1]}"))]
             case "REDUCE" | "NEWOBJ":
                 stack[-2:] = [_make(*stack[-2:])]
             case "BINPERSID":
@@ -326,6 +325,10 @@ def _to_array(value: Any, read_storage: Callable[[str], bytes]) -> np.ndarray | 
         value.offset * size,
         [step * size for step in value.strides],
     )
+
+
+def _printable(text: str) -> str:
+    return "".join(filter(str.isprintable, text))[:MAX_NAME]
 
 
 def _describe(content: Any) -> str:
