@@ -32,6 +32,7 @@ def main(_: list[str]) -> None:
     import cv2
 
     from upsr_jax.cluster import join
+    from upsr_jax.cluster.devices import check_devices
     from upsr_jax.train.evaluate import evaluate
     from upsr_jax.train.loop import train_and_evaluate
 
@@ -44,6 +45,7 @@ def main(_: list[str]) -> None:
     try:
         profile = parse_steps(PROFILE.value)
         join.initialize(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
+        check_devices()
         workdir = Path(str(WORKDIR.value)).absolute()
         if OUT.value and MODE.value == "train":
             raise ValueError("--out is for --mode evaluate: training writes to --workdir")

@@ -31,19 +31,19 @@ class ImageError(ValueError):
     """A picture that cannot be read or written; the message names the file and the cure."""
 
 
-def read_image(path: str | Path) -> UInt8[np.ndarray, "h w c"]:
+def read_image(photo: str | Path | bytes) -> UInt8[np.ndarray, "h w c"]:
     """Read a photo as it is meant to be seen: upright, sRGB, 8 bits.
 
     Returns RGB, or RGBA if any pixel is not opaque; grey is repeated. Raises ImageError for
     anything but one whole still image of at most MAX_PIXELS pixels; nothing is decoded before the
-    size is known.
+    size is known. `photo` is a file or what one holds.
     """
-    return read_photo(path)[0]
+    return read_photo(photo)[0]
 
 
-def read_photo(path: str | Path) -> tuple[UInt8[np.ndarray, "h w c"], Image.Exif]:
+def read_photo(photo: str | Path | bytes) -> tuple[UInt8[np.ndarray, "h w c"], Image.Exif]:
     """Read a photo as `read_image` does, and of its EXIF data what its result keeps."""
-    with _open(path) as image:
+    with _open(photo) as image:
         return to_pixels(image), exif.read_kept(image)
 
 
