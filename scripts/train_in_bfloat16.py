@@ -1,6 +1,6 @@
 """Train a denoiser on a CPU as `upsr_jax.main` does, with loss and gradient in bfloat16 by PyTorch.
 
-    pip install -c scripts/constraints.txt -e '.[train,convert]'
+    pip install -c scripts/constraints.txt -e '.[train,torch]'
     python scripts/train_in_bfloat16.py --config lite_x4 --workdir runs/lite ...
 
 XLA's convolutions on CPUs gain nothing from bfloat16. PyTorch's oneDNN ones run twice as fast in it

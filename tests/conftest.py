@@ -1,8 +1,8 @@
 import importlib.util
 import shutil
 
-# PyTorch is an extra that only conversion needs; everything else must pass without it.
-TORCH_TESTS = ["weights/test_torch_files.py", "train/test_train_in_bfloat16.py"]
+# PyTorch is an extra, to compare with; everything else must pass without it.
+TORCH_TESTS = ["weights/test_with_torch.py", "train/test_train_in_bfloat16.py"]
 WITHOUT_TORCH = importlib.util.find_spec("torch") is None
 # Nor is pyiqa a dependency; a stand-in for it is tested always.
 WITHOUT_PYIQA = importlib.util.find_spec("pyiqa") is None
@@ -20,7 +20,7 @@ def pytest_report_header() -> list[str]:
     if WITHOUT_TORCH:
         lines.append(
             f"{' and '.join(TORCH_TESTS)} are left out, as they need PyTorch: "
-            "pip install -e '.[convert]'"
+            "pip install -e '.[torch]'"
         )
     if WITHOUT_PYIQA:
         lines.append("test_pyiqa.py is left out, as it needs pyiqa")

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from photos import enlarge, photo, read, save
@@ -466,3 +467,31 @@ def test_info_describes_a_model(tmp_path):
     assert result.exit_code == 0, result.output
     assert f"tiny ({model})" in result.stdout
     assert '"kappa": 2.5' in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("upscale", "a.png", "--out", "out"),
+        ("evaluate", "--images", "a", "--out", "out"),
+        ("convert", "x.pth", "model"),
+        ("export", "run", "--out", "model"),
+        ("info",),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_missing_device_is_one_sentence(arguments, tmp_path, monkeypatch):
+    def fail():
+        raise RuntimeError("Unable to initialize backend 'cuda': none\nmore")
+
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "a.png", photo(5, 7))
+    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "upsr: JAX found no device to run on (Unable to initialize backend 'cuda': none), with "
+        "JAX_PLATFORMS=cuda: unset that, or install JAX for your device, as upsr_jax[cuda12] does\n"
+    )

@@ -203,6 +203,7 @@ def evaluate(
         gt, lr = None, images
     else:
         fail("give either --pairs GT LR or --images LR.")
+    start_jax()
     enable_compilation_cache()
     from upsr_jax.evaluation.run import evaluate_folders
     from upsr_jax.upscale.restore import Sampling
@@ -263,6 +264,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Convert PyTorch weights to a model folder, or a model folder back to PyTorch."""
+    start_jax()
     from upsr_jax.weights.convert_files import convert_files
 
     try:
@@ -281,6 +283,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Write a checkpoint's averaged weights as a model folder."""
+    start_jax()
     from upsr_jax.train.checkpoints import export_model, quiet_orbax
 
     quiet_orbax()
@@ -296,6 +299,7 @@ def info(
     model: Annotated[Path | None, typer.Argument(show_default="the built-in model")] = None,
 ) -> None:
     """Describe a model and what it would run on."""
+    start_jax()
     import jax
 
     from upsr_jax.upscale.upscaler import BUILT_IN_MODEL
@@ -333,6 +337,16 @@ def load_upscaler(model: Path | None, tile: int, **options: Any) -> "Upscaler":
     try:
         return Upscaler.from_pretrained(model, tile, **options)
     except (OSError, ValueError) as error:
+        fail(error)
+
+
+def start_jax() -> None:
+    """Exit if JAX finds no device to run on."""
+    from upsr_jax.cluster.devices import check_devices
+
+    try:
+        check_devices()
+    except ValueError as error:
         fail(error)
 
 

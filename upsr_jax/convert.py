@@ -69,21 +69,24 @@ def _res_block(torch_name: str, name: str, changes_width: bool) -> Table:
 
 def _swin_layer(torch_name: str, name: str, level: int, config: Config) -> Table:
     window, size = config["window_size"], config["nominal_size"] // 2**level
+    index = relative_position_index(window)
+    mask = None
+    if size > window:
+        regions = SHIFT_REGIONS[config["shift_mask"]](size, size, window, window // 2)
+        mask = np.where(regions[:, :, None] != regions[:, None, :], np.float32(MASKED), 0)
     table = [
         *_layer(f"{torch_name}.patch_embed.proj", (name, "embed"), "pointwise"),
         *_layer(f"{torch_name}.patch_unembed.proj", (name, "unembed"), "pointwise"),
     ]
     for i in range(config["swin_depth"]):
         block, path = f"{torch_name}.blocks.{i}", (name, f"block_{i}")
-        if i % 2 and size > window:
-            regions = SHIFT_REGIONS[config["shift_mask"]](size, size, window, window // 2)
-            apart = regions[:, :, None] != regions[:, None, :]
-            table.append(Buffer(f"{block}.attn_mask", np.where(apart, np.float32(MASKED), 0)))
+        if i % 2 and mask is not None:
+            table.append(Buffer(f"{block}.attn_mask", mask))
         bias_path = (*path, "attention", "relative_position_bias")
         table += [
             *_norm(f"{block}.norm1", (*path, "norm_attention")),
             Entry(f"{block}.attn.relative_position_bias_table", bias_path, "same"),
-            Buffer(f"{block}.attn.relative_position_index", relative_position_index(window)),
+            Buffer(f"{block}.attn.relative_position_index", index),
             *_layer(f"{block}.attn.qkv", (*path, "qkv"), "dense"),
             *_layer(f"{block}.attn.proj", (*path, "attention", "proj"), "dense"),
             *_norm(f"{block}.norm2", (*path, "norm_mlp")),

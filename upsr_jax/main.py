@@ -31,6 +31,7 @@ def main(_: list[str]) -> None:
     import cv2
 
     from upsr_jax.cluster import join, stop
+    from upsr_jax.cluster.devices import check_devices
     from upsr_jax.files.names import show
     from upsr_jax.train.checkpoints import quiet_orbax
     from upsr_jax.train.evaluate import evaluate
@@ -43,6 +44,7 @@ def main(_: list[str]) -> None:
     try:
         profile = parse_steps(PROFILE.value)
         join.initialize(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
+        check_devices()
         workdir = os.path.expanduser(str(WORKDIR.value))
         if OUT.value and MODE.value == "train":
             raise ValueError("--out is for --mode evaluate: training writes to --workdir")

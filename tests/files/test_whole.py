@@ -17,6 +17,7 @@ from upsr_jax.files.whole import (
     read_json,
     remove_parts,
     whole_file,
+    whole_folder,
     write_whole,
 )
 
@@ -59,6 +60,18 @@ def test_what_killed_processes_left_is_removed_and_what_is_being_written_stays(t
         remove_parts(tmp_path)
         assert list(tmp_path.iterdir()) == [Path(file.name)]
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_folder_that_is_being_written_stays(tmp_path):
+    (tmp_path / ".upsr-0.part").mkdir()
+    (tmp_path / ".upsr-0.part" / "file").touch()
+    with whole_folder(tmp_path / "a") as part:
+        write_whole(part / "file", b"new")
+        with whole_folder(tmp_path / "b"):  # which removes what it finds left
+            pass
+        assert sorted(os.listdir(tmp_path)) == sorted(["b", part.name])
+    assert (tmp_path / "a" / "file").read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
 KILLED = """

@@ -1,5 +1,8 @@
 """Any image comes out four times as large, the same whether it ran whole or in tiles."""
 
+import dataclasses
+import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -15,9 +18,11 @@ from PIL import Image
 from stand_in import repeat, restoration
 from tiny_model import save_tiny_model
 
+from configs import tiny
 from upsr_jax import Upscaler
 from upsr_jax.ops import bicubic_upsample
 from upsr_jax.upscale.tiles import noise_window
+from upsr_jax.upscale.upscaler import _as_pixels
 from upsr_jax.weights.model_folder import load_model, save_model
 
 
@@ -154,6 +159,59 @@ def test_grey_arrays_and_pil_images_are_taken():
     np.testing.assert_array_equal(upscaler(image[..., 0]), enlarge(grey))
     np.testing.assert_array_equal(upscaler(Image.fromarray(image)), enlarge(image))
     np.testing.assert_array_equal(upscaler(Image.fromarray(image[..., 0])), enlarge(grey))
+
+
+def test_photos_are_taken_by_path_and_by_bytes(tmp_path):
+    Image.fromarray(photo(5, 7)).save(tmp_path / "a.png")
+    upscaler = Upscaler(repeat, {})
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()):
+        np.testing.assert_array_equal(upscaler(image), enlarge(photo(5, 7)))
+
+
+@pytest.mark.parametrize(
+    ("image", "match"),
+    [("missing.png", "missing.png: no such file"), (b"text", "image: not a whole JPEG, PNG")],
+)
+def test_what_is_no_photo_is_refused(image, match):
+    with pytest.raises(ValueError, match=match):
+        Upscaler(repeat, {})(image)
+
+
+@pytest.mark.parametrize("image", [None, [[1, 2], [3, 4]], 3])
+def test_what_is_no_image_is_refused(image):
+    with pytest.raises(ValueError, match=f"the image is a {type(image).__name__}, but must be"):
+        _as_pixels(image)
+
+
+def run_plainly(function, mesh):
+    """Stand in for `split_rows`, without compiling anything."""
+    return lambda params, tiles: repeat(params, *tiles)
+
+
+def test_an_upscaler_is_pickled_with_its_weights_and_settings():
+    config, params = tiny.get_config(), {"estimator": {"kernel": np.arange(3.0)}}
+    made = Upscaler.from_params(config, params, "name", 0.5, 2, run_plainly, tile=64, overlap=8)
+    other = dataclasses.replace(made, params={"estimator": {"kernel": np.arange(4.0)}})
+    for upscaler in (made, other):
+        again = pickle.loads(pickle.dumps(upscaler))
+        np.testing.assert_array_equal(again(photo(100, 70)), enlarge(photo(100, 70)))
+        fields = ("tile", "batch", "recipe", "overlap", "blend", "parts")
+        for name in fields:
+            assert getattr(again, name) == getattr(upscaler, name)
+        for one, two in zip(*map(jax.tree.leaves, (again.params, upscaler.params)), strict=True):
+            np.testing.assert_array_equal(one, two)
+    by_hand = pickle.loads(pickle.dumps(Upscaler(repeat, {}, 64, 3, {"a": 1})))
+    assert (by_hand.tile, by_hand.batch, by_hand.recipe) == (64, 3, {"a": 1})
+
+
+def test_a_forked_process_is_told_instead_of_hanging(monkeypatch):
+    upscaler = Upscaler(repeat, {})
+    upscaler(photo(5, 7))
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(RuntimeError, match=r"can't run in a forked process, .*'spawn'"):
+        upscaler(photo(5, 7))
+    with pytest.raises(RuntimeError, match="can't run in a forked process"):
+        Upscaler.from_pretrained()
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,16 @@
 import dataclasses
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from golden import manifest, weights
+from pth import Call, save_pth, tensor
 from safetensors.numpy import load_file, save_file
 from tiny_model import random_params
 
 from configs import realsr_x4, tiny
-from upsr_jax.convert import denoiser_from_torch, denoiser_to_torch
+from upsr_jax.convert import denoiser_from_torch, denoiser_to_torch, estimator_from_torch
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.weights import convert_files as convert_files_module
 from upsr_jax.weights.convert_files import (
@@ -18,7 +18,8 @@ from upsr_jax.weights.convert_files import (
     convert_files,
     denoiser_config,
     estimator_config,
-    recognize,
+    find_networks,
+    to_params,
 )
 from upsr_jax.weights.model_folder import load_model, save_model
 
@@ -134,6 +135,32 @@ def test_the_category_size_that_no_file_holds_is_told(tmp_path, monkeypatch, cat
     assert sum(f"category_size {category_size}" in line for line in report) == lines
 
 
+def test_the_same_command_finishes_what_was_killed_and_keeps_other_files(tmp_path):
+    config, out = tiny.get_config(), tmp_path / "out"
+    arrays = {"unet_tiny": denoiser_from_torch, "atd_tiny": estimator_from_torch}
+    blocks = {"unet_tiny": config.model, "atd_tiny": config.estimator}
+    denoiser, estimator = (f(float32_weights(n), blocks[n]) for n, f in arrays.items())
+    params = {"denoiser": denoiser, "estimator": estimator}
+    save_model(tmp_path / "model", ModelConfig.of(config), params)
+    report = convert_files([tmp_path / "model"], out)
+    (out / "atd_real.pth").unlink()
+    (out / ".upsr-0.part").touch()
+    before = (out / "upsr.pth").stat()
+    assert convert_files([tmp_path / "model"], out) == report
+    assert (out / "upsr.pth").stat() == before
+    assert sorted(path.name for path in out.iterdir()) == ["atd_real.pth", "upsr.pth"]
+
+    (out / "atd_real.pth").write_bytes(b"mine")
+    (out / "upsr.pth").unlink()
+    with pytest.raises(FileExistsError, match=r"atd_real\.pth exists already"):
+        convert_files([tmp_path / "model"], out)
+    assert not (out / "upsr.pth").exists()
+    convert_files([tmp_path / "model"], out, overwrite=True)
+    convert_files([out / "upsr.pth", out / "atd_real.pth"], tmp_path / "again")
+    weights = [folder / "model.safetensors" for folder in (tmp_path / "again", tmp_path / "model")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_params_of_another_network_do_not_go_back(tmp_path):
     config = tiny.get_config()
     save_model(tmp_path / "model", ModelConfig.of(config), {"estimator": {"kernel": np.zeros(1)}})
@@ -144,7 +171,7 @@ def test_params_of_another_network_do_not_go_back(tmp_path):
 
 def test_lpips_is_recognized(tmp_path):
     arrays = empty_weights("lpips_vgg")
-    assert recognize(arrays) == "lpips"
+    assert find_networks({"": arrays}) == {"lpips": ("", arrays)}
     save_file(
         {name: np.ascontiguousarray(x) for name, x in arrays.items()}, tmp_path / "l.safetensors"
     )
@@ -195,13 +222,6 @@ def test_folder_without_networks_does_not_go_back(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_pytorch_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
-    (tmp_path / "x.pth").touch()
-    with pytest.raises(ImportError, match=r"pip install 'upsr_jax\[convert\]'"):
-        convert_files([tmp_path / "x.pth"], tmp_path / "model")
-
-
 def test_a_denoiser_that_pytorch_s_upsr_is_not_stays_here(tmp_path):
     config = tiny.get_config()
     config.model.residual = True
@@ -210,3 +230,131 @@ def test_a_denoiser_that_pytorch_s_upsr_is_not_stays_here(tmp_path):
     with pytest.raises(ValueError, match="residual=True"):
         convert_files([tmp_path / "model"], tmp_path / "torch")
     assert not (tmp_path / "torch").exists()
+
+
+ATD = float32_weights("atd_tiny")
+
+
+def refuse(content: dict, match: str, tmp_path: Path) -> None:
+    save_pth(content, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=match):
+        convert_files([tmp_path / "x.pth"], tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def nest(key: str, value: object) -> dict:
+    for part in reversed(key.split("/")):
+        value = {part: value}
+    return value  # pyright: ignore[reportReturnType]
+
+
+@pytest.mark.parametrize(
+    ("key", "prefix", "place"),
+    [
+        ("params_ema", "module.", "params_ema"),
+        ("state_dict", "module._orig_mod.", "state_dict"),
+        ("net_g/params", "", "net_g.params"),
+        ("model", "net._orig_mod.", "model.net"),
+        ("state_dict", "generator.net_g.", "state_dict.generator.net_g"),
+        ("checkpoint/ema/shadow", "_fsdp_wrapped_module.", "checkpoint.ema.shadow"),
+    ],
+)
+def test_networks_are_found_in_wrappers(tmp_path, key, prefix, place):
+    others = {"loss.lpips.lin0.model.1.weight": tensor(np.ones(1, np.float32)), "loss.step": 3}
+    state_dict = {f"{prefix}{name}": tensor(x) for name, x in ATD.items()}
+    state_dict |= others if "net" in prefix else {}
+    content = {"epoch": 3, "optimizer": {"state": {}}, **nest(key, state_dict)}
+    save_pth(content, tmp_path / "x.pth")
+    report = convert_files([tmp_path / "x.pth"], tmp_path / "model")
+    assert f"estimator, {len(ATD)} entries of {place}, " in report[0]
+    kernel = load_model(tmp_path / "model")[1]["estimator"]["conv_first"]["kernel"]
+    np.testing.assert_array_equal(kernel, ATD["conv_first.weight"].transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize("keys", [("params", "params_ema"), ("ema_model", "model"), ("a", "EMA")])
+def test_moving_averages_are_preferred(tmp_path, keys):
+    content = {
+        key: {name: tensor(x if "ema" in key.lower() else 0 * x) for name, x in ATD.items()}
+        for key in keys
+    }
+    convert_files([save_pth(content, tmp_path / "x.pth")], tmp_path / "model")
+    kernel = load_model(tmp_path / "model")[1]["estimator"]["conv_first"]["kernel"]
+    np.testing.assert_array_equal(kernel, ATD["conv_first.weight"].transpose(2, 3, 1, 0))
+
+
+def test_several_networks_in_one_file_are_told_apart(tmp_path):
+    unet = float32_weights("unet_tiny")
+    state_dict = {f"denoiser.{name}": x for name, x in unet.items()}
+    state_dict |= {f"estimator.{name}": x for name, x in ATD.items()}
+    save_file(state_dict, tmp_path / "x.pt")
+    convert_files([tmp_path / "x.pt"], tmp_path / "model")
+    assert load_model(tmp_path / "model")[1].keys() == {"denoiser", "estimator"}
+
+    save_file({f"{net}.{name}": x for name, x in ATD.items() for net in "ab"}, tmp_path / "y.pt")
+    with pytest.raises(ValueError, match=r"2 networks of one kind, estimator: under a, b; save"):
+        convert_files([tmp_path / "y.pt"], tmp_path / "other")
+
+
+def test_what_is_found_instead_is_listed(tmp_path):
+    ones = tensor(np.ones(1, np.float32))
+    content = {"net_g": {"a": ones, "b": ones}, "net_d": {"c": ones}, "epoch": 3}
+    match = "2 entries of net_g that begin with a, b; 1 entries of net_d that begin with c$"
+    refuse(content, match, tmp_path)
+
+
+def test_a_name_with_and_without_a_wrapper_is_refused(tmp_path):
+    entries = {name: tensor(x) for name, x in ATD.items()}
+    entries["module.norm.bias"] = tensor(ATD["norm.bias"])
+    refuse(entries, "holds one entry twice, as norm.bias and module.norm.bias", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (
+            Call("torch._utils._rebuild_qtensor"),
+            "norm.bias is torch._utils._rebuild_qtensor, where",
+        ),
+        (3, "norm.bias is int, where a dense tensor"),
+        (tensor(np.ones(1, np.float32), (), ()), r"norm.bias has the shape \(\)"),
+        (tensor(np.zeros((3, 0), np.float32)), r"norm.bias has the shape \(3, 0\)"),
+        (tensor(ATD["norm.bias"].astype(np.int64), kind="LongStorage"), "is of int64: save it"),
+        (tensor(ATD["norm.bias"] > 0, kind="BoolStorage"), "estimator/norm/bias is of bool"),
+        (
+            tensor(ATD["norm.bias"] + np.float32(np.inf)),
+            "estimator/norm/bias holds NaN or infinity",
+        ),
+        (tensor(ATD["norm.bias"] + np.float32(np.nan)), "estimator/norm/bias holds NaN"),
+    ],
+)
+def test_entries_that_are_no_weights_are_refused(tmp_path, value, match):
+    refuse({name: tensor(x) for name, x in ATD.items()} | {"norm.bias": value}, match, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "shape", "match"),
+    [
+        ("unet_tiny", "input_blocks.1.1.patch_embed.proj.weight", (1, 32, 1, 1), "no denoiser has"),
+        ("unet_tiny", "conv_last.weight", (3,), "no denoiser has"),
+        ("atd_tiny", "conv_first.weight", (7, 3, 3, 3), "of this configuration|no estimator has"),
+        (
+            "atd_tiny",
+            "layers.0.residual_group.layers.0.attn_win.relative_position_bias_table",
+            (255**2, 1),
+            "windows are of 128: at most 32",
+        ),
+    ],
+)
+def test_shapes_that_no_network_has_are_refused(network, name, shape, match):
+    arrays = float32_weights(network)
+    assert name in arrays
+    kind = "denoiser" if network == "unet_tiny" else "estimator"
+    with pytest.raises(ValueError, match=match):
+        to_params(kind, arrays | {name: np.zeros(shape, np.float32)})
+
+
+def test_masks_of_other_windows_are_not_computed():
+    arrays = empty_weights("unet_tiny")
+    mask = np.zeros((10**6, 1, 1), np.float32)
+    with pytest.raises(ValueError, match="make maps of 8000"):
+        to_params("denoiser", arrays | {"input_blocks.1.1.blocks.1.attn_mask": mask})

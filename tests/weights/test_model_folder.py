@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save
 from tiny_model import changed, draw
 
 from configs import tiny
+from upsr_jax.files import whole
 from upsr_jax.models.build import init_estimator
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.weights.model_folder import load_model, save_model
@@ -222,8 +223,9 @@ def test_a_folder_with_other_files_is_never_overwritten(model):
     assert_holds(model, 0)
 
 
-@pytest.mark.parametrize("failing_rename", [1, 2])
+@pytest.mark.parametrize("failing_rename", [1, 2, 3])
 def test_failure_leaves_the_previous_model(model, monkeypatch, failing_rename):
+    """On a file system that can't exchange two folders in one step."""
     renames, rename = [], Path.rename
 
     def fail(self, target):
@@ -232,6 +234,7 @@ def test_failure_leaves_the_previous_model(model, monkeypatch, failing_rename):
             raise OSError("no space left")
         return rename(self, target)
 
+    monkeypatch.setattr(whole, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="no space left"):
         save_model(model, CONFIG, make_params(1), overwrite=True)
@@ -239,31 +242,66 @@ def test_failure_leaves_the_previous_model(model, monkeypatch, failing_rename):
     assert list(model.parent.iterdir()) == [model]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems replace it in two steps")
+def test_a_model_is_replaced_in_one_step(model, monkeypatch):
+    monkeypatch.setattr(whole, "_former_of", lambda _: pytest.fail("it took two"))
+    with whole.whole_folder(model) as part:
+        (part / "file").touch()
+    assert [path.name for path in model.iterdir()] == ["file"]
+    assert list(model.parent.iterdir()) == [model]
+
+
+def test_a_link_to_a_model_stays_one(model, tmp_path):
+    (tmp_path / "link").symlink_to(model)
+    save_model(tmp_path / "link", CONFIG, make_params(1), overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert_holds(model, 1)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "link", model]
+
+
 KILLED_SAVE = """
-import json, os, signal, sys
+import os, shutil, signal, sys
+from pathlib import Path
 import numpy as np
 from upsr_jax.files import whole
 from upsr_jax.weights.model_folder import save_model
 
-def kill(path):
+def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
-whole.sync = kill  # the moment when all files are there, but maybe not yet on the disk
+def kill_third(self, target, rename=Path.rename, renames=[]):
+    renames.append(target)
+    kill() if len(renames) == 3 else rename(self, target)
+
+match sys.argv[2]:
+    case "before": whole.sync = kill  # all files are there, but maybe not yet on the disk
+    case "between": whole._exchange, Path.rename = lambda *_: False, kill_third
+    case "after": shutil.rmtree = kill
 save_model(sys.argv[1], None, {"a": np.zeros(9)}, overwrite=True)
 """
 
 
-def test_kill_leaves_the_previous_model(model):
-    result = subprocess.run([sys.executable, "-c", KILLED_SAVE, str(model)], check=False)
-    assert result.returncode == -signal.SIGKILL
-    assert_holds(model, 0)
-    left = [path for path in model.parent.iterdir() if path != model]
-    assert all(path.match(".upsr-*.part") for path in left)
-    assert json.loads((model / "config.json").read_text())["network"] == "estimator"
+def save_and_be_killed(folder: Path, moment: str) -> None:
+    command = [sys.executable, "-c", KILLED_SAVE, str(folder), moment]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
 
 
-def test_kill_of_a_first_save_leaves_no_model(tmp_path):
-    target = tmp_path / "model"
-    result = subprocess.run([sys.executable, "-c", KILLED_SAVE, str(target)], check=False)
-    assert result.returncode == -signal.SIGKILL
-    assert not target.exists()
+@pytest.mark.parametrize("moment", ["before", "between", "after"])
+def test_a_kill_leaves_a_whole_model_and_the_next_write_removes_the_rest(model, moment):
+    save_and_be_killed(model, moment)
+    assert model.exists() == (moment != "between")
+    assert len(list(model.parent.iterdir())) == 2
+    if moment == "after":
+        assert load_file(model / "model.safetensors")["a"].shape == (9,)
+    else:
+        assert_holds(model, 0)
+    save_model(model, CONFIG, make_params(1), overwrite=True)
+    assert_holds(model, 1)
+    assert list(model.parent.iterdir()) == [model]
+
+
+def test_a_kill_of_a_first_save_leaves_no_model(tmp_path):
+    save_and_be_killed(tmp_path / "model", "before")
+    assert not (tmp_path / "model").exists()
+    save_model(tmp_path / "model", CONFIG, make_params(1))
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]

@@ -1,5 +1,6 @@
 """Run functions over batches on all devices of this process, each compiled once for a shape."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +12,26 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 WHOLE, SPLIT = PartitionSpec(), PartitionSpec("batch")
 
 
+def check_devices() -> None:
+    """Start JAX; raise ValueError if it finds no device to run on."""
+    try:
+        jax.devices()
+    except Exception as error:  # JAX has no one type for it, nor always a message
+        reason = str(error).partition("\n")[0].rstrip(".")
+        wanted = os.environ.get("JAX_PLATFORMS")
+        raise ValueError(
+            f"JAX found no device to run on{f' ({reason})' if reason else ''}"
+            + (f", with JAX_PLATFORMS={wanted}: unset that, or " if wanted else ": ")
+            + "install JAX for your device, as upsr_jax[cuda12] does"
+        ) from error
+
+
 def local_mesh() -> Mesh:
-    """Line up the devices of this process, over which batches are split."""
+    """Line up the devices of this process, over which batches are split.
+
+    Raises ValueError as `check_devices` does.
+    """
+    check_devices()
     return Mesh(np.asarray(jax.local_devices()), ("batch",))
 
 

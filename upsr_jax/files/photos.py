@@ -45,21 +45,21 @@ class ImageError(ValueError):
     """A picture that cannot be read or written; the message names the file and the cure."""
 
 
-def read_image(path: str | Path) -> UInt8[np.ndarray, "h w c"]:
+def read_image(photo: str | Path | bytes) -> UInt8[np.ndarray, "h w c"]:
     """Read a photo as it is meant to be seen: upright, sRGB, 8 bits.
 
     Returns RGB, or RGBA if any pixel is not opaque; grey is repeated. Of an animation it is the
     first picture, with a warning; a JPEG whose pixels are damaged is read with a warning, too.
     Raises ImageError for anything else than one whole picture of at most MAX_PIXELS pixels; nothing
-    is decoded before it is known what that costs.
+    is decoded before it is known what that costs. `photo` is a file or what one holds.
     """
-    return read_photo(path)[0]
+    return read_photo(photo)[0]
 
 
-def read_photo(path: str | Path) -> tuple[UInt8[np.ndarray, "h w c"], Image.Exif]:
+def read_photo(photo: str | Path | bytes) -> tuple[UInt8[np.ndarray, "h w c"], Image.Exif]:
     """Read a photo as `read_image` does, and of its EXIF data what its result keeps."""
-    name = str(path)
-    with _open(path, name) as image:
+    name = _name(photo)
+    with _open(photo, name) as image:
         return _decode(image, name), exif.read_kept(image)
 
 
@@ -69,10 +69,14 @@ def read_rgb(photo: str | Path | bytes, name: str = "") -> UInt8[np.ndarray, "h 
     Hidden pixels get colours as `visible_colours` makes them. `photo` is a file or what one holds;
     errors then call it `name`.
     """
-    name = name or ("image" if isinstance(photo, bytes) else str(photo))
+    name = name or _name(photo)
     with _open(photo, name) as image:
         pixels = _decode(image, name)
     return visible_colours(pixels)
+
+
+def _name(photo: str | Path | bytes) -> str:
+    return "image" if isinstance(photo, bytes) else str(photo)
 
 
 def visible_colours(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:

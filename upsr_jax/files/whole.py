@@ -1,5 +1,6 @@
 """Write files whole or not at all, hash them, and keep a folder for one process and one setting."""
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -7,7 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -88,6 +89,11 @@ def remove_parts(folder: Path, below: bool = False) -> None:
     """
     for part in folder.glob(f"{'**/' * below}.upsr-*.part"):
         with suppress(OSError):
+            if part.is_dir():
+                with _lock_folder(part) as is_free:
+                    if is_free:
+                        shutil.rmtree(part)
+                continue
             with part.open("r+b") as file:
                 held = not lock_descriptor(file.fileno(), blocking=False)
             if not held:
@@ -116,28 +122,74 @@ def _publish(part: Path, path: Path, overwrite: bool) -> None:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Give a folder to fill with files, beside `folder`, which it replaces when the context ends.
 
-    The files are to be written by `whole_file`. A failure leaves everything as it was. A kill
-    leaves at most hidden `.upsr-*.part` and, in the instant of replacing, the former folder under
-    such a name.
+    The files are to be written by `whole_file`. A failure leaves everything as it was, and what
+    killed processes left beside is removed. A kill leaves at most a hidden `.upsr-*.part`; `folder`
+    is whole at every moment, or on a few file systems there again after `restore_former`.
     """
-    part, former = part_of(folder), part_of(folder)
-    with naming_full_disk(folder):
-        part.mkdir()
-    try:
-        with naming_full_disk(folder):
+    remove_parts(folder.parent)
+    part = part_of(folder)
+    new = part.with_suffix(".new")
+    with naming_full_disk(folder), ExitStack() as stack:
+        new.mkdir()
+        try:
+            with suppress(OSError):  # a file system without locks, or Windows
+                stack.enter_context(_lock_folder(new))
+            new.rename(part)  # from now on `remove_parts` sees it, and the lock
             yield part
             sync(part)
-        if folder.exists():
-            folder.rename(former)
-        part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part)
-        if former.exists():
-            former.rename(folder)
-        raise
-    sync(folder.parent)
-    if former.exists():
-        shutil.rmtree(former)
+            if not folder.exists():
+                part.rename(folder)
+            elif not _exchange(part, folder):
+                former = _former_of(folder)
+                folder.rename(former)
+                try:
+                    part.rename(folder)
+                except BaseException:
+                    former.rename(folder)
+                    raise
+                former.rename(part)
+            sync(folder.parent)
+        finally:
+            for left in (new, part):  # what is not whole, or has been replaced
+                shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _lock_folder(folder: Path) -> Iterator[bool]:
+    """Lock a folder and tell if that worked, or if another process has locked it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield lock_descriptor(descriptor, blocking=False)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False where the system or the file system has none."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux
+        return False
+    at_cwd, exchange = -100, 2
+    return renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
+
+
+def _former_of(folder: Path) -> Path:
+    return folder.parent / f".upsr-{folder.name}.former"
+
+
+def restore_former(folder: Path) -> None:
+    """Bring a folder back if `whole_folder` was killed in the middle of replacing it in two steps.
+
+    Raises OSError if it can't be renamed.
+    """
+    former = _former_of(folder)
+    if not os.path.exists(former):  # unlike Path.exists, it never raises
+        return
+    if folder.exists():
+        shutil.rmtree(former, ignore_errors=True)
+    else:
+        former.rename(folder)
 
 
 def sync(folder: Path) -> None:

@@ -6,8 +6,10 @@ device depends on the tile and the batch, not on the picture.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -24,7 +26,7 @@ from tqdm import tqdm
 
 from upsr_jax.cluster.devices import fitting, local_mesh, put_whole, split_rows
 from upsr_jax.cluster.environment import program
-from upsr_jax.files.photos import to_pixels, visible_colours
+from upsr_jax.files.photos import read_image, to_pixels, visible_colours
 from upsr_jax.files.whole import file_sha256
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.upscale.batcher import TileBatcher
@@ -53,7 +55,10 @@ class Upscaler:
     share `overlap` pixels and are blended as `tiles.tile_weights` says. It always takes `batch`
     tiles of one shape, from several images or repeated where there are fewer. `recipe` names what,
     beside image, seed and tile, decides the result; `parts` are those of a Restoration that
-    `restore` gives, the image first.
+    `restore` gives, the image first. `made_of` is what `from_params` was given.
+
+    It can be pickled, with its weights as NumPy arrays; what loads it compiles again. In a process
+    that was forked it can't run, as JAX can't.
     """
 
     super_resolve: Callable[..., Restoration]
@@ -64,11 +69,21 @@ class Upscaler:
     overlap: int = OVERLAP
     blend: str = "feather"
     parts: Sequence[str] = ("image",)
+    made_of: tuple[Any, ...] | None = dataclasses.field(default=None, repr=False, compare=False)
     _batcher: TileBatcher = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_tile(self.tile, self.overlap)
         object.__setattr__(self, "_batcher", TileBatcher(self._run, self.batch))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        params = jax.device_get(self.params)
+        settings = {name: getattr(self, name) for name in ("tile", "overlap", "blend", "parts")}
+        if self.made_of is None:
+            others = {name: getattr(self, name) for name in ("batch", "recipe")}
+            return functools.partial(Upscaler, **settings, **others), (self.super_resolve, params)
+        config, *others = self.made_of
+        return functools.partial(Upscaler.from_params, **settings), (config, params, *others)
 
     @classmethod
     def from_pretrained(
@@ -107,6 +122,7 @@ class Upscaler:
         `model` names it in the recipe; `make_program` compiles as `devices.split_rows` does;
         `settings` are the other fields.
         """
+        check_not_forked()
         mesh = local_mesh()
         super_resolve = make_super_resolve(config, fidelity)
         program = make_program(lambda params, tiles: super_resolve(params, *tiles), mesh)
@@ -121,6 +137,7 @@ class Upscaler:
             put_whole(params, mesh),
             batch=mesh.size * (tiles_per_device or cls.tiles_per_device()),
             recipe=recipe,
+            made_of=(config, model, fidelity, tiles_per_device, make_program),
             **settings,
         )
 
@@ -130,14 +147,19 @@ class Upscaler:
         return 1 if jax.default_backend() == "cpu" else 4
 
     def __call__(
-        self, image: np.ndarray | Image.Image, seed: int = 0, progress: bool = False
+        self,
+        image: np.ndarray | Image.Image | str | Path | bytes,
+        seed: int = 0,
+        progress: bool = False,
     ) -> UInt8[np.ndarray, "H W c"]:
         """Upscale to RGB, or RGBA if the image has transparency; same seed, same bytes.
 
         Of a grey image the result is grey, too: R = G = B in, R = G = B out.
-        An array is uint8 [h, w], [h, w, 3] or [h, w, 4]. `progress` shows a bar of tiles on stderr
-        if that is a terminal. Raises ValueError for any other image, FloatingPointError if the
-        model gives NaN, MemoryError if a batch of tiles does not fit into the device's memory.
+        An array is uint8 [h, w], [h, w, 3] or [h, w, 4]; a path or bytes are those of a photo, read
+        as `photos.read_image` does. `progress` shows a bar of tiles on stderr, if that is a
+        terminal. Raises ValueError for any other image, FloatingPointError if the model gives NaN,
+        MemoryError if a batch of tiles does not fit into the device's memory, and RuntimeError in a
+        process that was forked.
         """
         pixels = _as_pixels(image)
         height, width = pixels.shape[:2]
@@ -163,6 +185,7 @@ class Upscaler:
         The image of a grey one is the luma of what the model gives, which has a tint.
         Raises FloatingPointError if the model gives NaN, MemoryError as a call does.
         """
+        check_not_forked()
         height, width = rgb.shape[:2]
         shape = min(padded_side(height), self.tile), min(padded_side(width), self.tile)
         padded = pad_reflect(rgb, max(height, shape[0]), max(width, shape[1]))
@@ -235,6 +258,21 @@ class Upscaler:
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
 
 
+@functools.cache
+def first_process() -> int:
+    """Return the process that first asked for it, even in one that was forked from it."""
+    return os.getpid()
+
+
+def check_not_forked() -> None:
+    """Raise RuntimeError in a process that was forked after JAX had started: it would hang."""
+    if first_process() != os.getpid():
+        raise RuntimeError(
+            "an Upscaler can't run in a forked process, as JAX can't: start processes with "
+            "multiprocessing.get_context('spawn') and give them the Upscaler, or make it there"
+        )
+
+
 def check_tile(tile: int, overlap: int) -> None:
     """Raise ValueError unless tiles are of a size that networks take and longer than overlaps."""
     if tile <= overlap or tile % SIZE_MULTIPLE or overlap < 0:
@@ -264,9 +302,18 @@ def with_alpha(
     return np.dstack([result, alpha])
 
 
-def _as_pixels(image: np.ndarray | Image.Image) -> UInt8[np.ndarray, "h w c"]:
+def _as_pixels(image: Any) -> UInt8[np.ndarray, "h w c"]:
+    if isinstance(image, str | Path | bytes):
+        return read_image(image)
     if isinstance(image, Image.Image):
         return to_pixels(image)
+    if isinstance(image, jax.Array):
+        image = np.asarray(image)
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"the image is a {type(image).__name__}, but must be a NumPy array, a PIL image, or a "
+            "photo's path or bytes."
+        )
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=-1)
     if (

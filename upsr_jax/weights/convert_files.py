@@ -5,12 +5,16 @@ What a network is, and how large, is read off the names and shapes of its weight
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from upsr_jax.convert import (
     Buffer,
@@ -22,7 +26,7 @@ from upsr_jax.convert import (
     lpips_from_torch,
 )
 from upsr_jax.files.find import check_local
-from upsr_jax.files.whole import file_sha256
+from upsr_jax.files.whole import file_sha256, remove_parts
 from upsr_jax.models.attention import SHIFT_REGIONS
 from upsr_jax.models.build import CONFIG_BLOCKS
 from upsr_jax.models.config import ModelConfig
@@ -45,6 +49,13 @@ MARKS = {
     "estimator": "layers.0.residual_group.td",
     "lpips": "lin0.model.1.weight",
 }
+# What DataParallel, torch.compile, FSDP and checkpointing put into the names of weights.
+WRAPPERS = r"\b(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+FLOATS = [np.dtype(t) for t in (np.float32, np.float16, jnp.bfloat16, np.float64)]
+MAX_ENTRIES = 10_000  # the released networks have 600
+# Position indices take the fourth power of a window, masks the square of both; the released model
+# has windows of 16 and maps of 64.
+MAX_WINDOW, MAX_SIDE = 32, 256
 TORCH_FILES = {"denoiser": "upsr.pth", "estimator": "atd_real.pth"}
 
 
@@ -64,19 +75,19 @@ def torch_to_folder(sources: Sequence[Path], destination: Path, overwrite: bool)
     """Convert files of one network each to a model folder; see `convert_files`."""
     config, params, report = {}, {}, []
     for source in sources:
-        arrays, key = read_torch(source)
+        state_dicts = read_torch(source)
         try:
-            kind = recognize(arrays)
-            if kind in params:
-                raise ValueError(f"a second {kind}, where a model has one")
-            config_block, params[kind] = to_params(kind, arrays)
+            for kind, (place, arrays) in find_networks(state_dicts).items():
+                if kind in params:
+                    raise ValueError(f"a second {kind}, where a model has one")
+                config_block, params[kind] = to_params(kind, arrays)
+                config |= config_block
+                report.append(
+                    f"{source}: {kind}, {len(arrays)} entries of {place or 'the file'}, "
+                    f"{count(params[kind]):,} parameters, sha256 {file_sha256(source)}"
+                )
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
-        config |= config_block
-        report.append(
-            f"{source}: {kind}, {len(arrays)} entries of {key or 'the file'}, "
-            f"{count(params[kind]):,} parameters, sha256 {file_sha256(source)}"
-        )
     networks = [kind for kind in CONFIG_BLOCKS if kind in params]
     if networks:
         config = RELEASED | {"network": networks[0]} | config
@@ -101,19 +112,17 @@ def folder_to_torch(folder: Path, destination: Path, overwrite: bool) -> list[st
         raise ValueError(
             f"{folder} holds a denoiser with residual=True, which PyTorch's UPSR does not have"
         )
-    for kind in kinds:
-        if (destination / TORCH_FILES[kind]).exists() and not overwrite:
-            raise FileExistsError(
-                f"{destination / TORCH_FILES[kind]} exists already: "
-                "choose another folder or overwrite it"
-            )
     to_torch = {"denoiser": denoiser_to_torch, "estimator": estimator_to_torch}
     state_dicts = {kind: to_torch[kind](params[kind], blocks[kind]) for kind in kinds}
+    paths = {kind: destination / TORCH_FILES[kind] for kind in kinds}
+    kept = [kind for kind in kinds if not overwrite and holds(paths[kind], state_dicts[kind])]
     destination.mkdir(parents=True, exist_ok=True)
+    remove_parts(destination)
     report = []
     for kind, arrays in state_dicts.items():
-        path = destination / TORCH_FILES[kind]
-        write_torch(path, arrays)
+        path = paths[kind]
+        if kind not in kept:
+            write_torch(path, arrays)
         report.append(
             f"{path}: {kind}, {len(arrays)} entries under params_ema, "
             f"{count(params[kind]):,} parameters, sha256 {file_sha256(path)}"
@@ -127,28 +136,122 @@ def folder_to_torch(folder: Path, destination: Path, overwrite: bool) -> list[st
     return report
 
 
-def recognize(state_dict: Mapping[str, np.ndarray]) -> str:
-    """Tell "denoiser", "estimator" or "lpips" by its names; raise ValueError if it is none."""
-    kinds = [kind for kind, mark in MARKS.items() if mark in state_dict]
-    if len(kinds) != 1:
+def holds(path: Path, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Tell whether a file was written with these arrays; False if there is none.
+
+    Raises FileExistsError if it is another file.
+    """
+    if not path.exists():
+        return False
+    with suppress(ValueError):
+        found = read_torch(path).get("params_ema", {})
+        if list(found) == list(arrays) and all(
+            isinstance(x, np.ndarray)
+            and (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
+            for x, y in zip(found.values(), arrays.values(), strict=True)
+        ):
+            return True
+    raise FileExistsError(f"{path} exists already: choose another folder or overwrite it")
+
+
+def find_networks(
+    state_dicts: Mapping[str, Mapping[str, Any]],
+) -> dict[str, tuple[str, dict[str, np.ndarray]]]:
+    """Find the networks in a file's state dicts, by their names: of each kind its place and arrays.
+
+    A network may lie under any keys and, with a trainer's other weights, under any prefix. A moving
+    average is preferred. Raises ValueError if there is none, or more than one of a kind.
+    """
+    state_dicts = {key: unwrapped(entries) for key, entries in state_dicts.items()}
+    found = {}
+    for kind, mark in MARKS.items():
+        if kind == "lpips" and found:  # a trainer's loss
+            break
+        places = {
+            ".".join(filter(None, (key, name.removesuffix(mark).rstrip(".")))): (key, name)
+            for key, entries in state_dicts.items()
+            for name in entries
+            if name == mark or name.endswith(f".{mark}")
+        }
+        averaged = [place for place in places if re.search(r"(^|[._])ema([._]|$)", place, re.I)]
+        chosen = averaged or list(places)
+        if len(chosen) > 1:
+            raise ValueError(
+                f"holds {len(chosen)} networks of one kind, {kind}: under {shorten(chosen)}; save "
+                "the one that you mean alone"
+            )
+        if chosen:
+            key, name = places[chosen[0]]
+            prefix = name.removesuffix(mark)
+            arrays = {
+                name.removeprefix(prefix): value
+                for name, value in state_dicts[key].items()
+                if name.startswith(prefix)
+            }
+            found[kind] = chosen[0], arrays
+    if not found:
+        contents = [
+            f"{len(entries)} entries of {key or 'the file'} that begin with {shorten(entries)}"
+            for key, entries in state_dicts.items()
+        ]
         raise ValueError(
-            f"holds no UPSR denoiser, ATD estimator or LPIPS-VGG; its {len(state_dict)} entries "
-            f"begin with {', '.join(itertools.islice(state_dict, 3))}"
+            f"holds no UPSR denoiser, ATD estimator or LPIPS-VGG, but {shorten(contents, '; ')}"
         )
-    return kinds[0]
+    return found
 
 
-def to_params(kind: str, state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Any]:
-    """Convert a state dict of a known kind to its config block, if it has one, and params."""
-    if kind == "lpips":
-        return {}, lpips_from_torch(state_dict)
+def unwrapped(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of names what PyTorch's wrappers of modules put into them."""
+    names = {name: re.sub(WRAPPERS, "", name) for name in entries}
+    if len(set(names.values())) < len(names):
+        first = {new: old for old, new in reversed(names.items())}
+        twice = next((first[new], old) for old, new in names.items() if first[new] != old)
+        raise ValueError(f"holds one entry twice, as {' and '.join(twice)}")
+    return {names[name]: value for name, value in entries.items()}
+
+
+def shorten(items: Iterable[str], separator: str = ", ") -> str:
+    """Join the first of many items."""
+    first = list(itertools.islice(items, 4))
+    return separator.join(first[:3]) + (", ..." if len(first) > 3 else "")
+
+
+def to_params(kind: str, state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Convert a state dict of a known kind to its config block, if it has one, and params.
+
+    Raises ValueError if it is not a whole network of dense, finite floating-point numbers.
+    """
+    if len(state_dict) > MAX_ENTRIES:
+        raise ValueError(f"{len(state_dict)} entries are no {kind}: at most {MAX_ENTRIES} are read")
+    for name, array in state_dict.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{name} is {array.name}, where a dense tensor of numbers must be")
+        if array.size == 0 or array.ndim == 0:
+            raise ValueError(f"{name} has the shape {array.shape}, which no {kind} has")
     try:
-        infer = denoiser_config if kind == "denoiser" else estimator_config
-        arguments = infer(state_dict)
+        if kind == "lpips":
+            arguments, params = {}, lpips_from_torch(state_dict)
+        else:
+            infer = denoiser_config if kind == "denoiser" else estimator_config
+            from_torch = denoiser_from_torch if kind == "denoiser" else estimator_from_torch
+            arguments = infer(state_dict)
+            params = from_torch(state_dict, arguments)
+            arguments = {CONFIG_BLOCKS[kind]: arguments}
     except KeyError as error:
         raise ValueError(f"is no whole {kind}: {error.args[0]} is missing") from error
-    from_torch = denoiser_from_torch if kind == "denoiser" else estimator_from_torch
-    return {CONFIG_BLOCKS[kind]: arguments}, from_torch(state_dict, arguments)
+    except ValueError:
+        raise
+    except Exception as error:  # the many ways to fail at building it
+        raise ValueError(
+            f"has entries of shapes that no {kind} has ({str(error).partition(chr(10))[0]})"
+        ) from error
+    leaves: Any = flatten_dict(params, sep="/")
+    for name, leaf in leaves.items():
+        if leaf.dtype not in FLOATS:
+            raise ValueError(f"{kind}/{name} is of {leaf.dtype}: save it as float32")
+        if not np.isfinite(leaf).all():
+            raise ValueError(f"{kind}/{name} holds NaN or infinity: the weights are damaged")
+    return arguments, params
 
 
 def denoiser_config(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -192,6 +295,12 @@ def denoiser_config(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
         else RELEASED_NOMINAL_SIZE,
         "residual": False,
     }
+    side = max(config["nominal_size"], window_size * 2 ** (len(multipliers) - 1))
+    if side > MAX_SIDE or shape.get(mask, ())[1:] not in ((), (window_size**2,) * 2):
+        raise ValueError(
+            f"its windows of {window_size} and {len(multipliers)} levels make maps of {side}, or "
+            f"its masks are of other windows: at most {MAX_SIDE} are read"
+        )
     for shift_mask in SHIFT_REGIONS:
         if buffers_fit(state_dict, config | {"shift_mask": shift_mask}):
             return config | {"shift_mask": shift_mask}
@@ -240,7 +349,10 @@ def estimator_config(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def window_and_heads(table_shape: tuple[int, ...]) -> tuple[int, int]:
     """Read window size and number of heads off a relative-position table [(2·win - 1)², heads]."""
-    return (math.isqrt(table_shape[0]) + 1) // 2, table_shape[1]
+    window = (math.isqrt(table_shape[0]) + 1) // 2
+    if window > MAX_WINDOW:
+        raise ValueError(f"its windows are of {window}: at most {MAX_WINDOW} are read")
+    return window, table_shape[1]
 
 
 def count_from_zero(names: Mapping[str, Any], pattern: str) -> int:

@@ -19,6 +19,7 @@ from upsr_jax.files.find import check_local
 from upsr_jax.files.whole import (
     file_sha256,
     naming_full_disk,
+    restore_former,
     whole_folder,
     write_json,
     write_whole,
@@ -47,7 +48,8 @@ def save_model(
         for name, leaf in flatten_dict(params, sep="/").items()
     }
     check_local(folder)
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
+    restore_former(folder)
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} exists already: choose another folder or overwrite it")
     if folder.exists() and {path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG, CHECKSUMS}:
@@ -92,6 +94,7 @@ def check_sums(folder: Path) -> None:
     """Compare a model folder's files with its sums; raise FileNotFoundError or ValueError."""
     check_local(folder)
     cure = "copy, download or convert the model again"
+    restore_former(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give a model's folder, or {cure}")
     for name in (WEIGHTS, CONFIG, CHECKSUMS):
