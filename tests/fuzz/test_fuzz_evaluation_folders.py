@@ -1,6 +1,6 @@
 """A damaged evaluation folder is read, or refused in one sentence, or done again in part.
 
-More of them than in every run: UPSR_MUTANTS=10000 pytest tests/fuzz/test_fuzz_evaluation_folders.py.
+More of them: UPSR_MUTANTS=10000 pytest tests/fuzz/test_fuzz_evaluation_folders.py.
 """
 
 import copy
