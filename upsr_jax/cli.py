@@ -259,7 +259,9 @@ def compare(
 
 @app.command()
 def convert(
-    sources: Annotated[list[Path], typer.Argument(help=".pth files, or one model folder.")],
+    sources: Annotated[
+        list[Path], typer.Argument(help=".pth or safetensors files, or one model folder.")
+    ],
     destination: Annotated[Path, typer.Argument(help="Folder to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:

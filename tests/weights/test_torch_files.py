@@ -164,6 +164,16 @@ def test_views_of_more_than_there_is_are_refused(tmp_path, shape, strides, offse
         read_torch(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize(
+    ("count", "shape", "strides"), [(0, (6,), (1,)), (2, (5,), (2**60,)), (2, (5, 1), (2**60, 1))]
+)
+def test_no_other_memory_is_read(tmp_path, count, shape, strides):
+    """NumPy would: of an empty storage, and where strides overflow."""
+    save_pth({"a": tensor(np.zeros(count, np.float32), shape, strides)}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth is damaged .* beyond its storage"):
+        read_torch(tmp_path / "x.pth")
+
+
 def refuse(path: Path, match: str) -> None:
     """Check that a file is refused in little time."""
     start = time.monotonic()
@@ -194,6 +204,8 @@ def test_pickles_that_are_deep_or_long_are_refused(tmp_path):
         "but the keys": b"}r\xff\xff\xff\x7f",  # the place 2,147,483,647 of a list, in C
         "more than weights": b"N" * 2**20,
     }
+    level = b"}(" + b"".join(b"X\1\0\0\0%ch\0" % i for i in range(32, 127)) + b"u"
+    pickles["but the keys  , !"] = b"}q\0" + 4 * (level + b"q\0")  # 95 times 95 times ...
     for match, pickled in pickles.items():
         write_zip(tmp_path / "x.pth", b"\x80\x02" + pickled + b".", [])
         refuse(tmp_path / "x.pth", match)

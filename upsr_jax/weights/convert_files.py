@@ -168,27 +168,27 @@ def find_networks(
         if kind == "lpips" and found:  # a trainer's loss
             break
         places = {
-            ".".join(filter(None, (key, name.removesuffix(mark).rstrip(".")))): (key, name)
+            (key, name): ".".join(filter(None, (key, name.removesuffix(mark).rstrip("."))))
             for key, entries in state_dicts.items()
             for name in entries
             if name == mark or name.endswith(f".{mark}")
         }
-        averaged = [place for place in places if re.search(r"(^|[._])ema([._]|$)", place, re.I)]
-        chosen = averaged or list(places)
-        if len(chosen) > 1:
+        average = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)
+        averaged = {at: place for at, place in places.items() if average.search(place)}
+        places = averaged or places
+        if len(places) > 1:
             raise ValueError(
-                f"holds {len(chosen)} networks of one kind, {kind}: under {shorten(chosen)}; save "
-                "the one that you mean alone"
+                f"holds {len(places)} networks of one kind, {kind}: under "
+                f"{shorten(places.values())}; save the one that you mean alone"
             )
-        if chosen:
-            key, name = places[chosen[0]]
+        for (key, name), place in places.items():
             prefix = name.removesuffix(mark)
             arrays = {
                 name.removeprefix(prefix): value
                 for name, value in state_dicts[key].items()
                 if name.startswith(prefix)
             }
-            found[kind] = chosen[0], arrays
+            found[kind] = place, arrays
     if not found:
         contents = [
             f"{len(entries)} entries of {key or 'the file'} that begin with {shorten(entries)}"

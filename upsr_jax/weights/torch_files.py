@@ -88,7 +88,7 @@ def read_torch(path: str | Path) -> dict[str, dict[str, np.ndarray | Unknown]]:
         file.seek(0)
         try:
             content, read_storage = read(file)
-            found = dict(_state_dicts(content, functools.cache(read_storage)))
+            found = dict(_state_dicts(content, functools.cache(read_storage), set()))
         except Exception as error:  # the many ways to stumble over a damaged file
             raise ValueError(
                 f"{path} is damaged or no file of weights ({type(error).__name__}, "
@@ -293,10 +293,16 @@ def _find_storage(reference: Any, storages: dict[str, Storage]) -> Any:
 
 
 def _state_dicts(
-    tree: Any, read_storage: Callable[[str], bytes], key: str = "", depth: int = 0
+    tree: Any,
+    read_storage: Callable[[str], bytes],
+    seen: set[int],
+    key: str = "",
+    depth: int = 0,
 ) -> Iterator[tuple[str, dict[str, np.ndarray | Unknown]]]:
-    if not isinstance(tree, dict) or depth > MAX_DEPTH:
+    """Walk through dictionaries, to each but once: it may lie in another a thousand times."""
+    if not isinstance(tree, dict) or id(tree) in seen or depth > MAX_DEPTH:
         return
+    seen.add(id(tree))
     tensors = [name for name, value in tree.items() if isinstance(value, Tensor | np.ndarray)]
     named = [_is_name(name) for name in tensors]
     if any(named) and not all(named):
@@ -305,7 +311,8 @@ def _state_dicts(
         yield key, {n: _to_array(x, read_storage) for n, x in tree.items() if _is_name(n)}
     for name, value in tree.items():
         if _is_name(name):
-            yield from _state_dicts(value, read_storage, f"{key}.{name}".lstrip("."), depth + 1)
+            place = f"{key}.{name}".lstrip(".")
+            yield from _state_dicts(value, read_storage, seen, place, depth + 1)
 
 
 def _is_name(key: Any) -> bool:
@@ -317,14 +324,14 @@ def _to_array(value: Any, read_storage: Callable[[str], bytes]) -> np.ndarray | 
         return value
     if not isinstance(value, Tensor):
         return Unknown(type(value).__name__)
-    size = value.storage.dtype.itemsize
-    return np.ndarray(  # which checks that a view lies within its bytes
-        value.shape,
-        value.storage.dtype,
-        read_storage(value.storage.key),
-        value.offset * size,
-        [step * size for step in value.strides],
-    )
+    (_, dtype), offset, shape, strides = value
+    data = read_storage(value.storage.key)
+    # NumPy doesn't look at an empty storage's bounds, and its own sum may overflow.
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if 0 not in shape and (min(offset, *strides, 0) < 0 or last >= len(data) // dtype.itemsize):
+        raise ValueError("a tensor goes beyond its storage")
+    steps = [step * dtype.itemsize for step in strides]
+    return np.ndarray(shape, dtype, data, offset * dtype.itemsize, steps)
 
 
 def _printable(text: str) -> str:
