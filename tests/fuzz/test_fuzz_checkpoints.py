@@ -15,7 +15,7 @@ from small_checkpoints import assert_same, restored, save_steps, state_after
 
 from configs import tiny
 
-MUTANTS = int(os.environ.get("MUTANTS", 100))
+MUTANTS = int(os.environ.get("MUTANTS", 60))
 # Where an array can't be read, orbax leaves tasks of a closed event loop behind.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

@@ -531,5 +531,6 @@ def _explaining(folder: Path, name: str) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """Cut an error's text to its first line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+    """Cut an error's text to its first line; names of arrays' files hold what can't be printed."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+    return "".join(filter(str.isprintable, line))
