@@ -22,7 +22,7 @@ from configs import tiny
 from upsr_jax import Upscaler
 from upsr_jax.ops import bicubic_upsample
 from upsr_jax.upscale.tiles import noise_window
-from upsr_jax.upscale.upscaler import _as_pixels
+from upsr_jax.upscale.upscaler import _as_pixels, check_seed
 from upsr_jax.weights.model_folder import load_model, save_model
 
 
@@ -181,6 +181,19 @@ def test_what_is_no_photo_is_refused(image, match):
 def test_what_is_no_image_is_refused(image):
     with pytest.raises(ValueError, match=f"the image is a {type(image).__name__}, but must be"):
         _as_pixels(image)
+
+
+@pytest.mark.parametrize("seed", [None, 1.5, -1, 2**64, True, "1"])
+def test_a_seed_that_can_not_be_is_refused(seed):
+    with pytest.raises(ValueError, match=r"seed is .*, but must be a whole number in 0\.\."):
+        check_seed(seed)
+
+
+def test_seeds_are_checked_with_every_picture():
+    with pytest.raises(ValueError, match="seed is -1, but"):
+        Upscaler(repeat, {})(np.zeros((8, 8, 3), np.uint8), seed=-1)
+    for seed in (2**64 - 1, np.uint64(3)):
+        check_seed(seed)
 
 
 def run_plainly(function, mesh):

@@ -186,6 +186,7 @@ class Upscaler:
         Raises FloatingPointError if the model gives NaN, MemoryError as a call does.
         """
         check_not_forked()
+        check_seed(seed)
         height, width = rgb.shape[:2]
         shape = min(padded_side(height), self.tile), min(padded_side(width), self.tile)
         padded = pad_reflect(rgb, max(height, shape[0]), max(width, shape[1]))
@@ -219,7 +220,7 @@ class Upscaler:
 
     def describe(self, source_sha256: str, seed: int) -> str:
         """Name all that decides a result: program, options, and the photo by its SHA-256."""
-        options = {**self.recipe, "tile": self.tile, "seed": seed, "source": source_sha256}
+        options = {**self.recipe, "tile": self.tile, "seed": int(seed), "source": source_sha256}
         if (self.overlap, self.blend) != (OVERLAP, "feather"):
             options |= {"overlap": self.overlap, "blend": self.blend}
         return f"{program()} {json.dumps(options)}"
@@ -280,6 +281,12 @@ def check_tile(tile: int, overlap: int) -> None:
             f"tile is {tile}, but must be a multiple of {SIZE_MULTIPLE} above the overlap, "
             f"{overlap}"
         )
+
+
+def check_seed(seed: object) -> None:
+    """Raise ValueError unless noise can be drawn from a seed, the same each time."""
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed!r}, but must be a whole number in 0..2^64 - 1")
 
 
 def name_model(folder: Path) -> str:
