@@ -3,7 +3,7 @@
     python -m upsr_jax.main --config configs/realsr_x4.py --workdir runs/realsr_x4 \
         --config.pretrained.estimator=runs/estimator_x4/model
 
-Cost: the denoiser takes 148 GFLOP a call at 64x64 low-resolution pixels, three times that with its
+Cost: the denoiser takes 127 GFLOP a call at 64x64 low-resolution pixels, three times that with its
 backward pass, beside the estimator and LPIPS; 32 images a step, 200,000 steps. The paper's authors
 advise to pick a checkpoint near step 140,000 to 150,000: later ones gain full-reference and lose
 no-reference scores.

@@ -4,7 +4,7 @@
     python -m upsr_jax.main --config configs/eval/imagenet_test.py --mode evaluate \
         --workdir runs/upsr --config.eval.model=weights/upsr
 
-Cost: five calls of the denoiser are 742 GFLOP an image, 2.2 PFLOP in all, beside the estimator and
+Cost: five calls of the denoiser are 634 GFLOP an image, 1.9 PFLOP in all, beside the estimator and
 the metrics. All devices of all processes share the images, each with a whole copy of the networks,
 whatever config.mesh says. Without --config.eval.model the last checkpoint in the workdir is
 evaluated. The results go to the folder `evaluation` in it, or to --out.
