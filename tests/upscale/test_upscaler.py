@@ -20,6 +20,7 @@ from tiny_model import save_tiny_model
 
 from configs import tiny
 from upsr_jax import Upscaler
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.ops import bicubic_upsample
 from upsr_jax.upscale.tiles import noise_window
 from upsr_jax.upscale.upscaler import _as_pixels, check_seed
@@ -202,7 +203,7 @@ def run_plainly(function, mesh):
 
 
 def test_an_upscaler_is_pickled_with_its_weights_and_settings():
-    config, params = tiny.get_config(), {"estimator": {"kernel": np.arange(3.0)}}
+    config, params = ModelConfig.of(tiny.get_config()), {"estimator": {"kernel": np.arange(3.0)}}
     made = Upscaler.from_params(config, params, "name", 0.5, 2, run_plainly, tile=64, overlap=8)
     other = dataclasses.replace(made, params={"estimator": {"kernel": np.arange(4.0)}})
     for upscaler in (made, other):
