@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 from pathlib import Path
 
 import jax
@@ -7,7 +8,7 @@ import pytest
 from golden import manifest, weights
 from pth import Call, save_pth, tensor
 from safetensors.numpy import load_file, save_file
-from tiny_model import random_params
+from tiny_model import random_params, save_tiny_model
 
 from configs import realsr_x4, tiny
 from upsr_jax.convert import denoiser_from_torch, denoiser_to_torch, estimator_from_torch
@@ -358,3 +359,15 @@ def test_masks_of_other_windows_are_not_computed():
     mask = np.zeros((10**6, 1, 1), np.float32)
     with pytest.raises(ValueError, match="make maps of 8000"):
         to_params("denoiser", arrays | {"input_blocks.1.1.blocks.1.attn_mask": mask})
+
+
+def test_a_full_disk_is_named_before_anything_is_written(tmp_path, monkeypatch):
+    save_tiny_model(tmp_path / "model")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(OSError, match=r"torch.*[Mm]ake room"):
+        convert_files([tmp_path / "model"], tmp_path / "torch")
+    assert not (tmp_path / "torch").exists()

@@ -26,7 +26,7 @@ from upsr_jax.convert import (
     lpips_from_torch,
 )
 from upsr_jax.files.find import check_local
-from upsr_jax.files.whole import file_sha256, remove_parts
+from upsr_jax.files.whole import file_sha256, naming_full_disk, remove_parts
 from upsr_jax.models.attention import SHIFT_REGIONS
 from upsr_jax.models.build import CONFIG_BLOCKS
 from upsr_jax.models.config import ModelConfig
@@ -116,7 +116,8 @@ def folder_to_torch(folder: Path, destination: Path, overwrite: bool) -> list[st
     state_dicts = {kind: to_torch[kind](params[kind], blocks[kind]) for kind in kinds}
     paths = {kind: destination / TORCH_FILES[kind] for kind in kinds}
     kept = [kind for kind in kinds if not overwrite and holds(paths[kind], state_dicts[kind])]
-    destination.mkdir(parents=True, exist_ok=True)
+    with naming_full_disk(destination):
+        destination.mkdir(parents=True, exist_ok=True)
     remove_parts(destination)
     report = []
     for kind, arrays in state_dicts.items():
