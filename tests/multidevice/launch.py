@@ -46,7 +46,7 @@ class Running(NamedTuple):
             raise AssertionError(f"still running after {timeout:.0f} s\n{self.report()}") from None
         return Completed(returncode, self.stdout, self.stderr)
 
-    def wait_for(self, text: str, timeout: float = 60) -> None:
+    def wait_for(self, text: str, timeout: float = 200) -> None:
         """Wait until it has written `text`; AssertionError with its output if it does not."""
         deadline = time.monotonic() + timeout
         while text not in self.stdout + self.stderr:
@@ -132,7 +132,7 @@ def launch(
     command: Sequence[str],
     processes: int = 1,
     devices: int = 1,
-    timeout: float = 120,
+    timeout: float = 400,
     env: Mapping[str, str] | None = None,
     check: bool = True,
 ) -> list[Completed]:

@@ -128,7 +128,7 @@ def test_kills_lose_and_repeat_nothing(command, images, alone, tmp_path):
     out = tmp_path / "evaluation"
     for rows in (0, 2):
         with running(command(images, tmp_path), env=ENV) as (process,):
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while not (out / "options.json").exists() or len(whole_rows(out)) < rows:
                 assert time.monotonic() < deadline and process.popen.poll() is None, (
                     process.report()

@@ -53,7 +53,7 @@ def command(tmp_path_factory) -> list[str]:
 
 
 def train(command: list[str], workdir: Path, *flags: str, **settings) -> list[Completed]:
-    return launch([*command, "--workdir", str(workdir), *flags], timeout=200, **settings)
+    return launch([*command, "--workdir", str(workdir), *flags], timeout=400, **settings)
 
 
 def lines_of(workdir: Path) -> list[dict]:
@@ -101,7 +101,7 @@ def test_a_stopped_run_goes_on_elsewhere_with_the_same_losses(command, alone, tm
     folder = ["--workdir", str(tmp_path), "--config.train.checkpoint_every=3"]
     flags = ["--config.mesh.fsdp=2", "--config.train.steps=9999"]
     with running([*command, *folder, *flags], processes=2, devices=2) as both:
-        both[0].wait_for(" 4/9999", timeout=120)
+        both[0].wait_for(" 4/9999", timeout=400)
         both[1].popen.send_signal(signal.SIGTERM)
         first, second = (process.wait(60) for process in both)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
@@ -136,7 +136,7 @@ def test_a_stop_ends_an_evaluation_on_all_processes(command, tmp_path):
     program = [sys.executable, "-c", STOPPED, *command[3:], "--workdir", str(tmp_path)]
     settings = {"train.eval_every": 1, "eval.max_images": 3, "eval.metrics": "('psnr_y',)"}
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    first, second = launch([*program, *flags], processes=2, timeout=200)
+    first, second = launch([*program, *flags], processes=2, timeout=400)
     assert "stopped by another process after step 1, which is saved" in first.stderr
     assert "stopped by SIGTERM after step 1, which is saved" in second.stderr
     assert len(lines_of(tmp_path)) == 1
