@@ -204,7 +204,7 @@ def test_long_texts_are_no_damage(tmp_path, packed):
 
 def test_limits_of_pillow_are_lifted_while_any_thread_needs_it(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
-    first, second = photos._without_limit(), photos._without_limit()
+    first, second = photos.without_limit(), photos.without_limit()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)

@@ -197,6 +197,11 @@ def test_weights_that_can_not_be_are_refused(model, array, message):
     assert re.search(message, refusal(model))
 
 
+def test_an_array_in_place_of_a_network_is_refused(model):
+    replace_file(model, "model.safetensors", save({"estimator": np.ones(3, np.float32)}))
+    assert "estimator is an array" in refusal(model)
+
+
 @pytest.mark.parametrize("names", [("estimator/norm",), ("estimator",), ("estimator/norm/bias/x",)])
 def test_a_name_that_is_a_path_s_beginning_is_refused(model, names):
     arrays = load_file(model / "model.safetensors")

@@ -122,14 +122,14 @@ def read_note(path: str | Path) -> str | None:
     """Read the note that an image was written with, from its header; None if there is none."""
     try:
         # The result of a photo above 11 megapixels has more pixels than Pillow opens by itself
-        with _without_limit(), Image.open(path) as image:
+        with without_limit(), Image.open(path) as image:
             return exif.read_note(image)
     except Exception:  # decoders raise anything on damaged files
         return None
 
 
 @contextlib.contextmanager
-def _without_limit() -> Iterator[None]:
+def without_limit() -> Iterator[None]:
     """Let Pillow open files of any size, in all threads; `read_image` has its own limit."""
     with _lift(Image, "MAX_IMAGE_PIXELS", None):
         yield

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from upsr_jax.files import exif
-from upsr_jax.files.photos import ImageError, _without_limit
+from upsr_jax.files.photos import ImageError, without_limit
 from upsr_jax.files.whole import DiskFullError, naming_full_disk, whole_file
 
 
@@ -54,7 +54,7 @@ def is_whole(path: Path, pixels: int) -> bool:
     encoder = ENCODERS[path.suffix.lower()]
     try:
         # Opening a WebP reads it to its end.
-        with path.open("rb") as file, _without_limit(), Image.open(file) as image:
+        with path.open("rb") as file, without_limit(), Image.open(file) as image:
             file.seek(-len(encoder.end), os.SEEK_END)
             is_ended = file.read() == encoder.end
             return is_ended and image.width * image.height == pixels

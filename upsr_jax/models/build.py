@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from upsr_jax.models.atd import ATD
 from upsr_jax.models.config import ModelConfig
-from upsr_jax.models.rules import flatten
 from upsr_jax.models.swin_unet import SwinUNet
 
 CONFIG_BLOCKS = {"denoiser": "model", "estimator": "estimator"}  # where a config has each
@@ -52,6 +52,8 @@ def check_params(config: ModelConfig, params: Mapping[str, Any]) -> None:
     for part, tree in params.items():
         if part not in CONFIG_BLOCKS:
             continue  # LPIPS, which a converted folder may hold and nothing here reads
+        if not isinstance(tree, Mapping):
+            raise ValueError(f"{part} is an array where a network's arrays belong")
         block = _block(config, part)
         init_fn = {"denoiser": init_denoiser, "estimator": init_estimator}[part]
         try:
@@ -59,8 +61,8 @@ def check_params(config: ModelConfig, params: Mapping[str, Any]) -> None:
         except Exception as error:  # of values that no network can be built of
             reason = str(error).partition("\n")[0]
             raise ValueError(f"config.{CONFIG_BLOCKS[part]} is of no network: {reason}") from error
-        wanted = flatten(shapes, separator="/")
-        found = flatten(tree, separator="/")
+        wanted: Any = flatten_dict(shapes, sep="/")
+        found: Any = flatten_dict(tree, sep="/")
         for name in sorted(wanted.keys() ^ found.keys()):
             raise ValueError(f"{part} {'lacks' if name in wanted else 'has a surplus'} {name}")
         for name, array in found.items():

@@ -91,12 +91,12 @@ def arguments(function: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(function).parameters) - NOT_FROM_CONFIG
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Name every value of nested mappings by its path: {"data.crop_size": 256, ...}."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}{separator}", separator)
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
