@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
-FORMATS = ("png", "jpg", "webp", "tiff", "avif", "jxl")
+from upsr_jax.files.write_photo import FORMATS
 from upsr_jax.upscale.tiles import SCALE
 
 MAX_SCALE = 16  # two runs of the model
@@ -27,7 +27,7 @@ class Wanted:
     stripped, or the location alone. Raises ValueError for what can't be.
     """
 
-    scale: float | None = None
+    scale: float | int | None = None
     width: int | None = None
     height: int | None = None
     max_side: int | None = None

@@ -167,7 +167,7 @@ class Upscaler:
         image: Any,
         seed: int = 0,
         *,
-        scale: float | None = None,
+        scale: float | int | None = None,
         return_uncertainty: bool = False,
         on_progress: Progress | None = None,
     ) -> Any:
