@@ -1,5 +1,6 @@
 """`upsr` does every good file, names every bad one in a line, and never harms a file."""
 
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,9 @@ from tiny_model import save_tiny_model
 from typer.testing import CliRunner
 
 from upsr_jax import cli
-from upsr_jax.cli import Method, app
+from upsr_jax.cli import Method, OutputFormat, Precision, app
+from upsr_jax.files.photos import read_image
+from upsr_jax.files.write_photo import FORMATS
 from upsr_jax.sampler import METHODS
 from upsr_jax.upscale import upscaler
 
@@ -52,7 +55,7 @@ def test_files_and_folders_are_upscaled_into_a_mirrored_layout(tmp_path, run):
     result = run("upscale", a, tmp_path / "folder", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert result.stdout == f"3 of 3 upscaled into {tmp_path / 'out'}\n"
-    for source, target in [(a, "a.png"), (b, "b.png"), (c, "deep/c.v2.png")]:
+    for source, target in [(a, "a.png"), (b, "b.png"), (c, "deep/c.v2.tiff")]:
         np.testing.assert_array_equal(read(tmp_path / "out" / target), enlarge(read(source)))
 
 
@@ -185,8 +188,8 @@ def test_all_that_a_shell_names_by_a_star_is_done_twice(tmp_path, run, monkeypat
         result = run("upscale", *sorted(os.listdir()), "--out", "out")
         assert (result.exit_code, result.stderr) == (0, "")
         assert result.stdout == f"5 of 5 upscaled into out{earlier}\n"
-    names = ["IMG_1.png", "a.jpg.png", "a.png.png", "d1/a.png", "d2/a.png"]
-    assert sorted(str(p.relative_to("out")) for p in Path("out").rglob("*.png")) == names
+    names = ["IMG_1.jpg", "a.jpg", "a.png", "d1/a.png", "d2/a.png"]
+    assert sorted(str(p.relative_to("out")) for p in Path("out").rglob("*.*")) == names
     (tmp_path / "IMG_1.xmp").write_text("<xmp/>")
     result = run("upscale", *sorted(os.listdir()), "--out", "out")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
@@ -211,7 +214,12 @@ def test_one_photo_may_be_given_the_name_of_its_result(tmp_path, run, name):
     [
         (["a.png", "b.png", "--out", "x.png"], "--out x.png names one picture, and here may be"),
         ([".", "--out", "x.png"], "--out x.png names one picture, and here may be several"),
-        (["a.png", "--out", "x.tif"], "x.tif: the name must end in one of .png, .jpg, .webp"),
+        (["a.png", "--out", "x.gif"], "x.gif: the name must end in one of .png, .jpg, .webp"),
+        (["a.png", "--out", "x.png", "--suffix", "_x4"], "--out x.png names the result; leave out"),
+        (["a.png", "--out", "x", "--suffix", "../x"], "--suffix ../x holds a separator of"),
+        (["a.png", "--out", "x", "--scale", "2", "--width", "9"], "give either a scale or a width"),
+        (["-", "a.png", "--out", "x"], "- stands for one photo: name no other beside it"),
+        (["-", "--out", "x"], "--out x is a folder: a photo from stdin needs a name"),
         (["a.png", "--out", "x.png", "--format", "jpg"], "--out x.png is not of --format jpg"),
     ],
 )
@@ -282,6 +290,114 @@ def test_what_the_format_cannot_hold_is_said_before_the_work(tmp_path, run, monk
     result = run("upscale", a, "--out", tmp_path / "out", "--format", "webp")
     assert result.exit_code == 1
     assert "at most 16383 pixels a side" in result.stderr
+
+
+def test_a_result_is_of_the_photo_s_format_or_png(tmp_path, run):
+    names = {"a.JPG": "a.jpg", "b.webp": "b.webp", "c.gif": "c.png", "d.bmp": "d.png"}
+    for name in names:
+        save(tmp_path / "in" / name, photo(8, 8))
+    wide = save(tmp_path / "in" / "e.webp", photo(1, 4096))  # four times that is no webp
+    for earlier in ("", f", {len(names) + 1} of them earlier"):
+        result = run("upscale", tmp_path / "in", "--out", tmp_path / "out")
+        assert result.exit_code == 0, result.output
+        assert result.stdout == f"5 of 5 upscaled into {tmp_path / 'out'}{earlier}\n"
+    assert sorted(os.listdir(tmp_path / "out")) == [*names.values(), "e.png"]
+    np.testing.assert_array_equal(read(tmp_path / "out" / "e.png"), enlarge(read(wide)))
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        (["--scale", "2.5"], (20, 30)),
+        (["--scale", "16"], (128, 192)),
+        (["--width", "50"], (33, 50)),
+        (["--height", "8"], (8, 12)),
+        (["--width", "50", "--height", "50"], (50, 50)),
+        (["--max-side", "40"], (27, 40)),
+        (["--max-side", "400"], (32, 48)),
+    ],
+)
+def test_results_of_any_size(tmp_path, run, options, size):
+    save(tmp_path / "in" / "a.png", photo(8, 12))
+    command = ["upscale", tmp_path / "in", "--out", tmp_path / "out", "--suffix", "_large"]
+    assert run(*command, *options).exit_code == 0
+    assert read(tmp_path / "out" / "a_large.png").shape == (*size, 3)
+    assert run(*command, *options).stdout.endswith("1 of them earlier\n")
+    result = run(*command, "--scale", "3")
+    assert result.exit_code == 1 and "exists already, and not as this" in result.stderr
+
+
+def test_a_size_that_can_not_be_is_the_photo_s_fault_alone(tmp_path, run):
+    small, large = save(tmp_path / "a.png", photo(2, 2)), save(tmp_path / "b.png", photo(20, 20))
+    result = run("upscale", small, large, "--out", tmp_path / "out", "--width", "100")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"{small}: a photo of 2x2 can't become 100x100: a side may")
+    assert os.listdir(tmp_path / "out") == ["b.png"]
+
+
+def test_each_photo_is_a_line_of_json(tmp_path, run):
+    a, b = save(tmp_path / "a.png", photo(5, 7)), tmp_path / "b.png"
+    b.write_text("no picture")
+    result = run("upscale", a, b, "--out", tmp_path / "out", "--json")
+    lines = {line["source"]: line for line in map(json.loads, result.stdout.splitlines())}
+    assert result.exit_code == 1 and len(lines) == 2
+    done = lines[str(a)]
+    assert (done["target"], done["width"], done["height"]) == (str(tmp_path / "out/a.png"), 28, 20)
+    assert done["earlier"] is False and done["warnings"] == [] and done["seconds"] >= 0
+    assert lines[str(b)]["error"].startswith(f"{b}: not a whole JPEG")
+
+
+def test_what_would_be_done_is_said_and_not_done(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(cli, "load_upscaler", lambda *_: pytest.fail("loaded a model"))
+    a = save(tmp_path / "a.jpg", photo(5, 7))
+    result = run("upscale", a, "--out", tmp_path / "out", "--dry-run", "--scale", "2")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"{a} -> {tmp_path / 'out' / 'a.jpg'} (14x10)\n"
+    assert os.listdir(tmp_path) == ["a.jpg"]
+
+
+def test_errors_alone_are_printed_if_that_is_asked_for(tmp_path, run):
+    a, b = save(tmp_path / "a.jpg", photo(5, 7)), save(tmp_path / "b.jpg", photo(99, 99))
+    b.write_bytes(b.read_bytes()[:-1000] + bytes(998) + b"\xff\xd9")  # damaged, which is a warning
+    command = ["upscale", a, b, tmp_path / "none", "--out", tmp_path / "out"]
+    assert "damaged, and may look wrong" in run(*command).stderr
+    result = run(*command, "--overwrite", "--quiet")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"{tmp_path / 'none'}: no such file.\n"
+
+
+def test_a_map_of_uncertainty_lies_beside_the_result(tmp_path, run):
+    a = save(tmp_path / "a.jpg", photo(5, 7))
+    command = ["upscale", a, "--out", tmp_path / "out"]
+    assert run(*command).exit_code == 0
+    for earlier in (False, True):
+        result = run(*command, "--uncertainty", "--overwrite")
+        assert result.exit_code == 0, result.output
+        assert ("earlier" in result.stdout) == earlier
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.jpg", "a.uncertainty.png"]
+    assert read(tmp_path / "out" / "a.uncertainty.png").shape == (20, 28, 3)
+
+
+def test_a_photo_from_stdin_goes_to_a_file_or_stdout(tmp_path, run):
+    a = save(tmp_path / "a.png", photo(5, 7))
+
+    def piped(*arguments, data=b""):
+        command = ["upscale", *map(str, arguments)]
+        return CliRunner().invoke(app, command, input=data or a.read_bytes())
+
+    result = piped("-", "--out", "-")
+    assert (result.exit_code, result.stderr) == (0, "")
+    np.testing.assert_array_equal(read_image(result.stdout_bytes), enlarge(photo(5, 7)))
+    assert run("upscale", a, "--out", "-").stdout_bytes == result.stdout_bytes
+    large = tmp_path / "x" / "large.tiff"
+    assert piped("-", "--out", large, "--scale", "2").exit_code == 0
+    assert read(large).shape == (10, 14, 3)
+    result = piped("-", "--out", large)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "large.tiff: exists already" in result.stderr
+    result = piped("-", "--out", "-", data=b"no picture")
+    assert (result.exit_code, result.stdout_bytes) == (1, b"")
+    assert result.stderr.startswith("upsr: image: not a whole JPEG")
 
 
 def start(*arguments) -> subprocess.Popen:
@@ -407,11 +523,14 @@ def test_sampling_options_reach_the_model(tmp_path, monkeypatch):
     options = ["--steps", "3", "--sampler", "ancestral", "--min-noise", "0.2", "--fidelity", "0.5"]
     result = CliRunner().invoke(app, ["upscale", str(a), "--out", str(tmp_path / "o"), *options])
     assert result.exit_code == 0, result.output
-    assert given == [dict(steps=3, method="ancestral", min_noise=0.2, fidelity=0.5)]
+    sampling = dict(steps=3, method="ancestral", min_noise=0.2, fidelity=0.5)
+    assert given == [dict(device=None, precision=None) | sampling]
 
 
-def test_every_sampler_can_be_chosen():
+def test_every_sampler_format_and_precision_can_be_chosen():
     assert tuple(Method) == METHODS
+    assert tuple(OutputFormat) == ("auto", *FORMATS)
+    assert tuple(Precision) == upscaler.PRECISIONS
 
 
 @pytest.mark.parametrize("option", [["--steps", "5"], ["--sampler", "ddim"]])

@@ -1,11 +1,13 @@
 """The command `upsr`: upscale photos, measure results, convert weights, describe a model."""
 
+import functools
 import importlib.metadata
 import json
 import os
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -16,15 +18,29 @@ import typer
 from upsr_jax.files.names import show
 
 if TYPE_CHECKING:
+    from upsr_jax.upscale.collection import Job, Outcome
+    from upsr_jax.upscale.sizes import Wanted
     from upsr_jax.upscale.upscaler import Upscaler
 
 
 class OutputFormat(StrEnum):
-    """File formats that results can be written in."""
+    """File formats of results: that of the photo, or one of `write_photo.FORMATS`."""
 
+    auto = "auto"
     png = "png"
     jpg = "jpg"
     webp = "webp"
+    tiff = "tiff"
+    avif = "avif"
+    jxl = "jxl"
+
+
+class Precision(StrEnum):
+    """Types of the networks' arithmetic, `upscaler.PRECISIONS`."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    auto = "auto"
 
 
 class Method(StrEnum):
@@ -102,16 +118,47 @@ def stoppable_command() -> Iterator[None]:
 @stoppable_command()
 def upscale(
     images: Annotated[
-        list[Path], typer.Argument(help="Photos, or folders of them, searched throughout.")
+        list[Path],
+        typer.Argument(help="Photos, or folders of them, searched throughout; - is stdin."),
     ],
     out: Annotated[
         Path,
         typer.Option(
             help="Folder of the results; a folder's layout is mirrored in it. For one photo, a "
-            "name such as large.png is that of the result.",
+            "name such as large.png is that of the result, and - is stdout.",
             callback=from_home,
         ),
     ],
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            min=1, max=16, help="Times the photo's sides.", show_default="4, unless a side is given"
+        ),
+    ] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Of the results, in pixels.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Of the results, in pixels.")] = None,
+    max_side: Annotated[
+        int | None, typer.Option(min=1, help="Pixels of a result's longer side, at most.")
+    ] = None,
+    format: Annotated[
+        OutputFormat,
+        typer.Option(help="File format of the results; auto: the photo's, png if it can't be."),
+    ] = OutputFormat.auto,
+    quality: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="Of jpg, webp, avif and jxl.", show_default="90 or 95"),
+    ] = None,
+    suffix: Annotated[str, typer.Option(help="Put at the end of names: _x4 makes a_x4.jpg.")] = "",
+    strip_metadata: Annotated[
+        bool, typer.Option("--strip-metadata", help="Keep no EXIF, XMP and IPTC data.")
+    ] = False,
+    strip_location: Annotated[
+        bool, typer.Option("--strip-location", help="Keep all of it but the place (GPS).")
+    ] = False,
+    uncertainty: Annotated[
+        bool,
+        typer.Option("--uncertainty", help="Write a.uncertainty.png, too: bright is unsure."),
+    ] = False,
     seed: Seed = 0,
     model: ModelFolder = None,
     tile: Tile = 256,
@@ -119,13 +166,26 @@ def upscale(
     sampler: Sampler = None,
     min_noise: MinNoise = None,
     fidelity: Fidelity = 0.0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, gpu, tpu, or one: gpu:1.", show_default="all there are")
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            help="Arithmetic of the networks; auto: float32 on CPUs, else bfloat16.",
+            show_default="as the model was trained",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace results that exist and are others.")
     ] = False,
-    format: Annotated[
-        OutputFormat | None,
-        typer.Option(help="File format of the results.", show_default="png, or as --out ends"),
-    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print an object in a line for each photo.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors alone.")] = False,
     coordinator: Annotated[
         str | None, typer.Option(help="HOST:PORT of process 0, for several processes.")
     ] = None,
@@ -141,12 +201,25 @@ def upscale(
     A bad file is reported and the others are done (exit code 1).
     """
     from upsr_jax.upscale.collection import meet_others, plan, run_jobs, take_share
+    from upsr_jax.upscale.sizes import Wanted
 
+    sampling = dict(steps=steps, method=sampler, min_noise=min_noise, fidelity=fidelity)
+    running = dict(device=device, precision=precision) | sampling
     try:
-        jobs, folder, problems = plan(images, out, format)
+        wanted = Wanted(
+            scale, width, height, max_side, format, quality, strip_metadata, strip_location
+        )
+        if Path("-") in (*images, out):
+            load_fn = functools.partial(load_upscaler, model, tile, **running)
+            pipe(images, out, wanted, seed, overwrite, quiet, load_fn)
+            raise typer.Exit
+        jobs, folder, problems, wanted = plan(images, out, wanted, suffix)
+        if dry_run:
+            list_jobs(jobs, problems, wanted)
+            raise typer.Exit(1 if problems else 0)
         prepare_folder(folder)
         names = sorted(job.target.relative_to(folder) for job in jobs)
-        agreed = names, seed, model, tile, steps, sampler, min_noise, fidelity, overwrite
+        agreed = names, seed, model, tile, running, wanted, uncertainty, overwrite
         process_id, processes = meet_others(coordinator, processes, process_id, agreed)
     except (OSError, ValueError) as error:
         fail(error)
@@ -156,15 +229,92 @@ def upscale(
         say(problem, err=True)
     done = kept = failed = 0
     if jobs:
-        upscaler = load_upscaler(
-            model, tile, steps=steps, method=sampler, min_noise=min_noise, fidelity=fidelity
+        upscaler = load_upscaler(model, tile, **running)
+        on_end = print_end if as_json else None
+        done, kept, failed = run_jobs(
+            jobs, upscaler, seed, overwrite, wanted, uncertainty, on_end, quiet
         )
-        done, kept, failed = run_jobs(jobs, upscaler, seed, overwrite)
-    earlier = f", {kept} of them earlier" if kept else ""
-    share = f"process {process_id} of {processes}: " if processes > 1 else ""
-    total = len(jobs) + len(problems)
-    say(f"{share}{done + kept} of {total} upscaled into {out}{earlier}")
+    if not (quiet or as_json):
+        earlier = f", {kept} of them earlier" if kept else ""
+        share = f"process {process_id} of {processes}: " if processes > 1 else ""
+        total = len(jobs) + len(problems)
+        say(f"{share}{done + kept} of {total} upscaled into {out}{earlier}")
     raise typer.Exit(1 if failed or problems else 0)
+
+
+def pipe(
+    images: list[Path],
+    out: Path,
+    wanted: "Wanted",
+    seed: int,
+    overwrite: bool,
+    quiet: bool,
+    load_fn: Callable[[], "Upscaler"],
+) -> None:
+    """Upscale one photo from stdin, to stdout, or both; exit if it can't be.
+
+    Raises ValueError or OSError for names that don't go together.
+    """
+    from tqdm import tqdm
+
+    from upsr_jax.files.photos import ImageError
+    from upsr_jax.files.whole import whole_file
+    from upsr_jax.upscale.collection import plan
+    from upsr_jax.upscale.photo import upscale_photo
+
+    dash = Path("-")
+    if len(images) > 1:
+        raise ValueError("- stands for one photo: name no other beside it")
+    if out != dash:
+        _, _, _, wanted = plan([Path("stdin")], out, wanted)
+        if wanted.format == "auto":
+            raise ValueError(f"--out {out} is a folder: a photo from stdin needs a name, out.png")
+        if out.exists() and not overwrite:
+            raise ValueError(f"{out}: exists already; add --overwrite to replace it")
+    elif sys.stdout.isatty():
+        raise ValueError("--out - would write a picture to the terminal: pipe it, or give a name")
+    source = sys.stdin.buffer.read() if images[0] == dash else images[0]
+    upscaler = load_fn()
+    form = "{percentage:3.0f}% |{bar}| {remaining} left"
+    with tqdm(bar_format=form, leave=False, disable=True if quiet else None) as bar:
+
+        def on_progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        try:
+            result = upscale_photo(upscaler, source, wanted, seed, on_progress=on_progress)
+        except (ImageError, FloatingPointError, MemoryError) as error:
+            fail(error, code=1)
+    for warning in () if quiet else result.warnings:
+        say(warning, err=True)
+    if out == dash:
+        sys.stdout.buffer.write(result.data)
+        sys.stdout.buffer.flush()
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(out, overwrite) as file:
+            file.write(result.data)
+
+
+def list_jobs(jobs: "list[Job]", problems: list[str], wanted: "Wanted") -> None:
+    """Print what a command would do."""
+    from upsr_jax.upscale.collection import expected_sizes
+
+    for problem in problems:
+        say(problem, err=True)
+    for job, size in expected_sizes(jobs, wanted).items():
+        say(f"{job.source} -> {job.target}" + (f" ({size[1]}x{size[0]})" if size else ""))
+
+
+def print_end(job: "Job", end: "Outcome | Exception") -> None:
+    """Print what became of a photo as an object of JSON in a line."""
+    line = {"source": str(job.source), "target": str(job.target)}
+    if isinstance(end, Exception):
+        line |= {"error": str(end)}
+    else:
+        line |= end._asdict() | {"target": str(end.target), "seconds": round(end.seconds, 3)}
+    typer.echo(json.dumps(line))
 
 
 @app.command()

@@ -82,7 +82,7 @@ def test_results_are_srgb_without_a_profile_and_grey_if_the_photo_is(tmp_path):
     save(tmp_path / "grey.tif", grey)
     save(tmp_path / "grey_profile.png", grey, icc_profile=grey_profile(1.0))
     save(tmp_path / "grey_alpha.png", expected["grey_alpha"])
-    jobs, _ = plan_jobs([tmp_path], tmp_path / "out", ".png")
+    jobs, _ = plan_jobs([tmp_path], tmp_path / "out", "png")
     assert run_jobs(jobs, Upscaler(repeat, {}), 0, False) == Counts(4, 0, 0)
     for name, pixels in expected.items():
         with Image.open(tmp_path / "out" / f"{name}.png") as image:
@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
 
     monkeypatch.setattr(find.os, "listdir", refuse)
     other = save(tmp_path / "open" / "2.png")
-    jobs, problems = plan_jobs([tmp_path], tmp_path / "out", ".png")
+    jobs, problems = plan_jobs([tmp_path], tmp_path / "out", "png")
     assert jobs == [Job(other, tmp_path / "out" / "open" / "2.png")]
     assert problems == [f"{tmp_path / 'locked'}: cannot be read (Permission denied)."]
 
@@ -143,7 +143,7 @@ def test_pictures_of_other_formats_are_not_passed_over(tmp_path):
     for name in ("a.HEIC", "b/c.jxl", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    jobs, problems = plan_jobs([tmp_path], tmp_path / "out", ".png")
+    jobs, problems = plan_jobs([tmp_path], tmp_path / "out", "png")
     reason = "this format is not read; save it as JPEG or PNG."
     assert not jobs
     assert problems == [f"{tmp_path / name}: {reason}" for name in ("a.HEIC", "b/c.jxl")]
@@ -152,14 +152,14 @@ def test_pictures_of_other_formats_are_not_passed_over(tmp_path):
 def test_folders_in_each_other(tmp_path):
     inner, outer = save(tmp_path / "in" / "a.jpg"), tmp_path
     jobs = [Job(inner, outer / "a.png")]
-    assert plan_jobs([inner.parent], outer, ".png") == (jobs, [])
+    assert plan_jobs([inner.parent], outer, "png") == (jobs, [])
     save(outer / "a.png")  # its result: the inner folder is still as it was
-    assert plan_jobs([inner.parent], outer, ".png") == (jobs, [])
+    assert plan_jobs([inner.parent], outer, "png") == (jobs, [])
     save(outer / "out" / "x.png")  # which is no picture to upscale
-    found, _ = plan_jobs([outer], outer / "out", ".png")
+    found, _ = plan_jobs([outer], outer / "out", "png")
     assert [job.source for job in found] == [outer / "a.png", inner]
     (tmp_path / "link").symlink_to("in")
-    found, (problem,) = plan_jobs([inner.parent], tmp_path / "link", ".png")
+    found, (problem,) = plan_jobs([inner.parent], tmp_path / "link", "png")
     assert not found
     assert "in: its pictures are not upscaled, as the results go there; choose another" in problem
 
@@ -167,13 +167,13 @@ def test_folders_in_each_other(tmp_path):
 def test_no_result_replaces_another_picture_of_the_command(tmp_path):
     save(tmp_path / "in" / "sub" / "a.jpg")
     other = save(tmp_path / "out" / "sub" / "a.png")
-    jobs, (problem,) = plan_jobs([tmp_path / "in", other], tmp_path / "out", ".png")
+    jobs, (problem,) = plan_jobs([tmp_path / "in", other], tmp_path / "out", "png")
     assert jobs == [Job(other, tmp_path / "out" / "a.png")]
     assert f"in/sub/a.jpg: its result would replace {other}, which is to be" in problem
 
 
 def plan_of(*inputs: str) -> tuple[dict[str, str], list[str]]:
-    jobs, problems = plan_jobs([Path(path) for path in inputs], OUT, ".png")
+    jobs, problems = plan_jobs([Path(path) for path in inputs], OUT, "png")
     return {str(job.source): job.target.relative_to(OUT).as_posix() for job in jobs}, problems
 
 
@@ -203,7 +203,7 @@ def test_what_can_have_no_name_is_listed_and_the_others_are_done(tmp_path, monke
 def test_a_folder_of_results_among_the_inputs_is_no_input(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "in" / "a.png")
-    jobs, _ = plan_jobs([Path("in")], OUT, ".png")
+    jobs, _ = plan_jobs([Path("in")], OUT, "png")
     assert run_jobs(jobs, Upscaler(repeat, {}), 0, False) == Counts(1, 0, 0)
     assert plan_of("in", "out", "out/a.png") == ({"in/a.png": "a.png"}, [])
     save(OUT / "mine.png")
@@ -230,13 +230,14 @@ def test_a_result_cut_short_or_of_another_size_is_not_taken_for_done(tmp_path, c
 
 def test_a_result_that_another_process_writes_meanwhile_is_done(tmp_path, monkeypatch):
     job = Job(save(tmp_path / "a.png"), tmp_path / "b.png")
-    write_image = collection.write_image
+    write_photo = collection.write_photo
 
-    def write_twice(*arguments):
-        write_image(*arguments)
-        write_image(*arguments)
+    def write_twice(path, bands, *arguments, **options):
+        bands = list(bands)
+        write_photo(path, bands, *arguments, **options)
+        write_photo(path, bands, *arguments, **options)
 
-    monkeypatch.setattr(collection, "write_image", write_twice)
+    monkeypatch.setattr(collection, "write_photo", write_twice)
     assert run_jobs([job], Upscaler(repeat, {}), 0, False) == Counts(0, 1, 0)
 
 
@@ -287,7 +288,7 @@ def test_results_that_pillow_finds_too_large_are_known_again(tmp_path, monkeypat
 
 def test_no_picture_is_decoded_before_there_is_room(tmp_path, monkeypatch):
     jobs = [Job(save(tmp_path / f"{n}.png"), tmp_path / "out" / f"{n}.png") for n in range(8)]
-    read_photo, write_image = collection.read_photo, collection.write_image
+    read_photo, write_photo = collection.read_photo, collection.write_photo
     decoded, most = [], []
 
     def read(path):
@@ -296,13 +297,13 @@ def test_no_picture_is_decoded_before_there_is_room(tmp_path, monkeypatch):
         time.sleep(0.02)  # so that the others could overtake
         return read_photo(path)
 
-    def write(path, *arguments):
-        write_image(path, *arguments)
+    def write(path, *arguments, **options):
+        write_photo(path, *arguments, **options)
         decoded.pop()
 
     monkeypatch.setattr(collection, "MAX_PIXELS", 64)
     monkeypatch.setattr(collection, "read_photo", read)
-    monkeypatch.setattr(collection, "write_image", write)
+    monkeypatch.setattr(collection, "write_photo", write)
     assert run_jobs(jobs, Upscaler(repeat, {}, batch=8), 0, False) == Counts(8, 0, 0)
     assert max(most) == 1
 

@@ -5,36 +5,49 @@ or a kill, the same command compares the notes: a result whose note is the one i
 kept, and any other file in its place is never replaced without being asked.
 """
 
+import contextlib
+import dataclasses
 import hashlib
 import itertools
+import math
 import os
 import sys
 import threading
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from upsr_jax.cluster.join import read_settings
 from upsr_jax.cluster.roll_call import roll_call
 from upsr_jax.files.find import READ_SUFFIXES, UNREAD_SUFFIXES, check_local, find_images
-from upsr_jax.files.names import alike, of_folders, show, without_suffixes
+from upsr_jax.files.names import alike, of_folders, show
 from upsr_jax.files.photos import (
     MAX_PIXELS,
     ImageError,
     count_pixels,
     read_note,
     read_photo,
+    without_limit,
 )
-from upsr_jax.files.whole import file_sha256, remove_parts
-from upsr_jax.files.write_photo import check_storable, format_of, is_whole, write_image
-from upsr_jax.upscale.tiles import SCALE
-from upsr_jax.upscale.upscaler import Upscaler
+from upsr_jax.files.whole import remove_parts
+from upsr_jax.files.write_photo import SUFFIXES, format_of, is_whole, write_image, write_photo
+from upsr_jax.upscale.photo import (
+    AS_IT_WAS,
+    begin,
+    caught_warnings,
+    describe,
+    draw_uncertainty,
+)
+from upsr_jax.upscale.sizes import Wanted, result_size
+from upsr_jax.upscale.upscaler import Progress, Upscaler
 
 
 class Job(NamedTuple):
@@ -52,37 +65,67 @@ class Counts(NamedTuple):
     failed: int
 
 
-def plan(inputs: list[Path], out: Path, format: str | None) -> tuple[list[Job], Path, list[str]]:
+class Outcome(NamedTuple):
+    """What became of one job: the result of this size is at `target`, `earlier` or now."""
+
+    target: Path
+    width: int
+    height: int
+    seconds: float
+    warnings: tuple[str, ...] = ()
+    earlier: bool = False
+
+
+def names_picture(out: Path) -> bool:
+    """Tell whether --out is the name of one result and not of their folder."""
+    return out.suffix.lower() in READ_SUFFIXES + UNREAD_SUFFIXES and not os.path.isdir(out)
+
+
+def plan(
+    inputs: list[Path], out: Path, wanted: Wanted, suffix: str = ""
+) -> tuple[list[Job], Path, list[str], Wanted]:
     """List the pictures to upscale, the folder that all results lie in, and the problems.
 
-    `out` is that folder, or for one picture a name with a picture's suffix. Raises ValueError if
-    such a name can't be that of the result.
+    `out` is that folder, or for one picture a name with a picture's suffix, whose format is then
+    wanted; names of results in a folder end in `suffix`. Raises ValueError if such a name can't be
+    that of the result.
     """
-    if out.suffix.lower() not in READ_SUFFIXES + UNREAD_SUFFIXES or os.path.isdir(out):
-        jobs, problems = plan_jobs(inputs, out, f".{format or 'png'}")
-        return jobs, out, problems
+    if os.path.basename(suffix) != suffix:
+        raise ValueError(f"--suffix {suffix} holds a separator of folders; leave it out.")
+    if not names_picture(out):
+        jobs, problems = plan_jobs(inputs, out, wanted.format, suffix)
+        return jobs, out, problems, wanted
     if len(inputs) > 1 or os.path.isdir(inputs[0]):
         raise ValueError(f"--out {out} names one picture, and here may be several; name a folder.")
-    check_storable(out, 1, 1, has_alpha=False)
-    if format and format != format_of(out):
-        raise ValueError(f"--out {out} is not of --format {format}; leave one of them out.")
-    return [Job(inputs[0], out)], out.parent, []
+    if suffix:
+        raise ValueError(f"--out {out} names the result; leave out --suffix.")
+    format = format_of(out)
+    if wanted.format not in ("auto", format):
+        raise ValueError(f"--out {out} is not of --format {wanted.format}; leave one of them out.")
+    return [Job(inputs[0], out)], out.parent, [], dataclasses.replace(wanted, format=format)
 
 
-def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], list[str]]:
+def plan_jobs(
+    inputs: list[Path], out: Path, format: str = "auto", suffix: str = ""
+) -> tuple[list[Job], list[str]]:
     """List the pictures to upscale, and the problems with the inputs.
 
     A result lies in `out` as the picture lies in its folder; with that folder's name in front where
     several are given, or two pictures of several would have one result, and with the picture's own
-    suffix where only that tells two apart.
+    suffix where only that tells two apart. Of "auto" format it is named as the picture.
     """
+
+    def ending(name: Path) -> str:
+        own = SUFFIXES.get(name.suffix.lower(), "png")
+        return f".{own if format == 'auto' else format}"
+
     check_local(out, *inputs)
     folders = of_folders(p for p in inputs if os.path.isdir(p) and _real(p) != _real(out))
     roots, problems = find_all(inputs, out)
     names = {p: folders.get(root, Path()) / p.relative_to(root) for p, root in roots.items()}
 
     def find_alike() -> list[list[Path]]:
-        return alike({path: name.with_suffix("") for path, name in names.items()})
+        return alike({path: name.with_suffix(ending(name)) for path, name in names.items()})
 
     for path in itertools.chain(*find_alike()):  # where a name is scarce, no file gets it in vain
         try:
@@ -95,8 +138,11 @@ def plan_jobs(inputs: list[Path], out: Path, suffix: str) -> tuple[list[Job], li
     ]
     folders = of_folders({roots[path] for path in clashing})
     names |= {path: folders[roots[path]] / path.relative_to(roots[path]) for path in clashing}
-    bare = without_suffixes(list(names.values()))
-    targets = {path: out / f"{name}{suffix}" for path, name in zip(names, bare, strict=True)}
+    scarce = set(itertools.chain(*find_alike()))
+    targets = {
+        path: out / f"{name if path in scarce else name.with_suffix('')}{suffix}{ending(name)}"
+        for path, name in names.items()
+    }
     for path, *others in alike(targets):
         both = " and ".join(map(str, others))
         problems.append(f"{path} and {both} would become {targets[path]}; rename one of them.")
@@ -211,8 +257,21 @@ def take_share(jobs: list[Job], out: Path, process_id: int, process_count: int) 
     return [job for job in jobs if owner(job) == process_id]
 
 
-def run_jobs(jobs: list[Job], upscaler: Upscaler, seed: int, overwrite: bool) -> Counts:
-    """Upscale pictures, several at once, and report those that fail."""
+def run_jobs(
+    jobs: list[Job],
+    upscaler: Upscaler,
+    seed: int,
+    overwrite: bool,
+    wanted: Wanted = AS_IT_WAS,
+    uncertainty: bool = False,
+    on_end: Callable[[Job, Outcome | Exception], None] | None = None,
+    quiet: bool = False,
+) -> Counts:
+    """Upscale pictures, several at once, and report those that fail.
+
+    With `uncertainty` a map of it lies beside each result. `on_end` is told what became of each.
+    A bar of megapixels is shown on a terminal, unless `quiet`, which leaves out warnings, too.
+    """
     done = kept = failed = 0
     for folder in {job.target.parent for job in jobs}:
         remove_parts(folder)
@@ -220,25 +279,29 @@ def run_jobs(jobs: list[Job], upscaler: Upscaler, seed: int, overwrite: bool) ->
     # Twice the tiles that run at once, so that a batch fills while one runs; and those that read
     # and write.
     threads = min(len(jobs), 2 * upscaler.batch + (os.cpu_count() or 1))
-    with ThreadPoolExecutor(threads) as pool:
-        alone = len(jobs) == 1
-        futures = {
-            pool.submit(run_job, job, upscaler, seed, overwrite, room, alone): job for job in jobs
-        }
+    with MegapixelBar(jobs, wanted, quiet) as bar, ThreadPoolExecutor(threads) as pool:
+
+        def run(job: Job) -> Outcome:
+            progress = bar.of(job)
+            return run_job(job, upscaler, seed, overwrite, room, wanted, uncertainty, progress)
+
+        futures = {pool.submit(run, job): job for job in jobs}
         try:
-            finished = as_completed(futures)
-            for future in tqdm(finished, total=len(jobs), unit="image", disable=None):
+            for future in as_completed(futures):
+                job = futures[future]
                 try:
-                    is_new = future.result()
-                except ImageError as error:
-                    tqdm.write(show(error), file=sys.stderr)
+                    end = future.result()
+                    done += not end.earlier
+                    kept += end.earlier
+                    for warning in () if quiet else end.warnings:
+                        bar.say(warning)
+                except (ImageError, FloatingPointError, MemoryError, OSError) as error:
+                    end = error if isinstance(error, ImageError) else naming(job, error)
+                    bar.say(end)
                     failed += 1
-                except (FloatingPointError, MemoryError, OSError) as error:
-                    tqdm.write(show(f"{futures[future].source}: {error}"), file=sys.stderr)
-                    failed += 1
-                else:
-                    done += is_new
-                    kept += not is_new
+                bar.finish(job)
+                if on_end is not None:
+                    on_end(job, end)
         except BaseException:
             upscaler.stop()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -246,44 +309,153 @@ def run_jobs(jobs: list[Job], upscaler: Upscaler, seed: int, overwrite: bool) ->
     return Counts(done, kept, failed)
 
 
-def run_job(
-    job: Job, upscaler: Upscaler, seed: int, overwrite: bool, room: "Room", progress: bool
-) -> bool:
-    """Upscale one picture, or return False if that has been done.
+def naming(job: Job, error: Exception) -> ImageError:
+    """Put the picture's name before what went wrong with it."""
+    return ImageError(f"{job.source}: {error}")
 
-    Raises ImageError, before the work, if its result cannot be written.
+
+def run_job(
+    job: Job,
+    upscaler: Upscaler,
+    seed: int,
+    overwrite: bool,
+    room: "Room",
+    wanted: Wanted = AS_IT_WAS,
+    uncertainty: bool = False,
+    on_progress: Progress | None = None,
+) -> Outcome:
+    """Upscale one picture, or find that this has been done.
+
+    Where the picture's own format is wanted and can't hold the result, that is a PNG. Raises
+    ImageError, before the work, if the result cannot be written.
     """
+    begun = time.monotonic()
     pixels = count_pixels(job.source)
     # Before the picture is read: should it change meanwhile, the next run finds another one.
-    note = upscaler.describe(file_sha256(job.source), seed)
+    note = describe(upscaler, job.source, wanted, seed)
 
-    def is_done() -> bool:
-        return read_note(job.target) == note and is_whole(job.target, SCALE**2 * pixels)
+    def find_done(target: Path) -> Outcome | None:
+        if read_note(target) != note or not is_whole_for(target, job.source, wanted):
+            return None
+        if uncertainty and read_note(uncertainty_of(target)) != note:
+            return None
+        height, width = header_size(target) or (0, 0)
+        return Outcome(target, width, height, time.monotonic() - begun, earlier=True)
 
-    exists = os.path.exists(job.target)
-    is_empty = exists and os.path.getsize(job.target) == 0  # as a kill leaves it without links
+    as_png = job.target.with_suffix(".png")
+    for target in {job.target, as_png} if wanted.format == "auto" else {job.target}:
+        if (found := find_done(target)) is not None:
+            return found
+    check_free(job.target, job.source, overwrite)
+    with room.hold(pixels):
+        with caught_warnings() as warnings:
+            photo = read_photo(job.source)._replace(format=format_of(job.target))
+        unsure = np.zeros(photo.pixels.shape[:2], np.float32) if uncertainty else None
+        try:
+            picture = begin(upscaler, photo, wanted, seed, note, unsure, on_progress)
+        except ValueError as error:
+            raise naming(job, error) from error
+        target = job.target if picture.format == format_of(job.target) else as_png
+        is_empty = check_free(target, job.source, overwrite)
+        try:
+            write_photo(target, *picture, overwrite=overwrite or is_empty)
+            if unsure is not None:
+                heat = draw_uncertainty(unsure, picture.height, picture.width)
+                write_image(uncertainty_of(target), heat, overwrite=True, note=note)
+        except ImageError:
+            # by another process with the same command, meanwhile
+            if (found := find_done(target)) is not None:
+                return found
+            raise
+    seconds = time.monotonic() - begun
+    return Outcome(target, picture.width, picture.height, seconds, tuple(warnings))
+
+
+def check_free(target: Path, source: Path, overwrite: bool) -> bool:
+    """Raise ImageError if a result may not be written here; tell if the file there is empty."""
+    exists = os.path.exists(target)
+    is_empty = exists and os.path.getsize(target) == 0  # as a kill leaves it without links
     if exists and not is_empty:
-        if job.target.samefile(job.source):
-            raise ImageError(f"{job.source}: its result would replace it; choose another --out.")
-        if is_done():
-            return False
+        if target.samefile(source):
+            raise ImageError(f"{source}: its result would replace it; choose another --out.")
         if not overwrite:
             raise ImageError(
-                f"{job.source}: {job.target} exists already, and not as this command makes it; "
+                f"{source}: {target} exists already, and not as this command makes it; "
                 "add --overwrite to replace it."
             )
-    with room.hold(pixels):
-        image, kept, _ = read_photo(job.source)
-        height, width, channels = image.shape
-        check_storable(job.target, 4 * height, 4 * width, has_alpha=channels == 4)
-        result = upscaler(image, seed, progress)
-        try:
-            write_image(job.target, result, overwrite or is_empty, note, kept)
-        except ImageError:
-            if is_done():  # by another process with the same command, meanwhile
-                return False
-            raise
-    return True
+    return is_empty
+
+
+def uncertainty_of(target: Path) -> Path:
+    """Name the map of uncertainty that lies beside a result."""
+    return target.with_name(f"{target.stem}.uncertainty.png")
+
+
+def header_size(path: Path) -> tuple[int, int] | None:
+    """Read height and width from a picture's header, as they are stored; None if that fails."""
+    try:
+        with without_limit(), Image.open(path) as image:
+            return image.height, image.width
+    except Exception:  # decoders raise anything on damaged files
+        return None
+
+
+def is_whole_for(target: Path, source: Path, wanted: Wanted) -> bool:
+    """Tell whether a file is a whole result of a picture, by its size and its end."""
+    size = header_size(source)
+    if size is None:
+        return is_whole(target, None)
+    # Its EXIF data may turn the picture on its side.
+    areas = {math.prod(result_size(tall, wide, wanted)) for tall, wide in (size, size[::-1])}
+    return any(is_whole(target, area) for area in areas)
+
+
+class MegapixelBar:
+    """A bar of the pixels of all results, on stderr if that is a terminal."""
+
+    def __init__(self, jobs: list[Job], wanted: Wanted, quiet: bool):
+        self.lock = threading.Lock()
+        sizes = {} if quiet or not sys.stderr.isatty() else expected_sizes(jobs, wanted)
+        self.areas = {job: math.prod(size or (0,)) for job, size in sizes.items()}
+        self.done = dict.fromkeys(self.areas, 0.0)
+        total = sum(self.areas.values()) / 1e6
+        form = "{percentage:3.0f}% |{bar}| {n:.1f} of {total:.1f} megapixels, {remaining} left"
+        disable = True if quiet else None
+        self.bar = tqdm(total=total, bar_format=form, leave=False, disable=disable)
+
+    def __enter__(self) -> "MegapixelBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def of(self, job: Job) -> Progress:
+        """Build what is told of the progress of a job."""
+        return lambda done, total: self._set(job, done / total)
+
+    def finish(self, job: Job) -> None:
+        """Count a job as done, however it ended."""
+        self._set(job, 1.0)
+
+    def say(self, line: object) -> None:
+        """Print a line on stderr, above the bar."""
+        tqdm.write(show(line), file=sys.stderr)
+
+    def _set(self, job: Job, share: float) -> None:
+        with self.lock:
+            area = self.areas.get(job, 0) / 1e6
+            self.bar.update(area * (share - self.done.get(job, 0.0)))
+            self.done[job] = share
+
+
+def expected_sizes(jobs: list[Job], wanted: Wanted) -> dict[Job, tuple[int, int] | None]:
+    """Tell height and width of each result by the picture's header; None if it can't be read."""
+    sizes = {}
+    for job in jobs:
+        size = header_size(job.source)
+        with contextlib.suppress(ValueError):  # the job will say it
+            sizes[job] = size and result_size(size[0], size[1], wanted)
+    return sizes
 
 
 class Room:
@@ -294,7 +466,7 @@ class Room:
         self.held = 0
         self.changed = threading.Condition()
 
-    @contextmanager
+    @contextlib.contextmanager
     def hold(self, pixels: int) -> Iterator[None]:
         """Wait for room and keep it as long as the context lasts."""
         with self.changed:

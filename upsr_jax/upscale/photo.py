@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -71,9 +71,19 @@ def upscale_photo(
     picture = begin(upscaler, photo, wanted, seed, note, unsure, on_progress)
     file = io.BytesIO()
     write_bands(file, *picture)
-    heat = None if unsure is None else encode_heat(unsure, picture.height, picture.width)
+    heat = None
+    if unsure is not None:
+        heat_file, heat = io.BytesIO(), draw_uncertainty(unsure, picture.height, picture.width)
+        write_bands(heat_file, [heat], *heat.shape[:2], "png", note=note)
+        heat = heat_file.getvalue()
     return Result(
-        file.getvalue(), *picture[3:4], picture.width, picture.height, note, tuple(warnings), heat
+        file.getvalue(),
+        picture.format,
+        picture.width,
+        picture.height,
+        note,
+        tuple(warnings),
+        heat,
     )
 
 
@@ -94,20 +104,21 @@ def begin(
     note: str,
     uncertainty: Float32[np.ndarray, "h w"] | None = None,
     on_progress: Progress | None = None,
-    format: str | None = None,
 ) -> Picture:
-    """Begin the result of a photo; what `photo` and the options ask for is checked at once.
+    """Begin the result of a photo; what is wanted is checked at once.
 
-    `uncertainty` is filled as the bands are taken. `format` goes before that of `wanted`.
+    `uncertainty` is filled as the bands are taken. Raises ValueError for a size that can't be, or
+    ImageError if the format can't hold the result.
     """
-    size = result_size(*photo.pixels.shape[:2], wanted)
-    format = format or choose_format(wanted.format, photo, *size)
-    check_storable(format, *size, has_alpha=photo.pixels.shape[2] == 4)
-    bands = upscaler.upscale_bands(photo.pixels, size, seed, uncertainty, on_progress)
+    rows, columns, channels = photo.pixels.shape
+    height, width = result_size(rows, columns, wanted)
+    format = choose_format(wanted.format, photo, height, width)
+    check_storable(format, height, width, has_alpha=channels == 4)
+    bands = upscaler.upscale_bands(photo.pixels, (height, width), seed, uncertainty, on_progress)
     if photo.pixels.dtype == np.uint16 and ENCODERS[format].bits == 8:
         bands = (np.round(band / 257).astype(np.uint8) for band in bands)
     kept = stripped(photo.kept, wanted)
-    return Picture(bands, *size, format, wanted.quality, kept, note, photo.is_grey)
+    return Picture(bands, height, width, format, wanted.quality, kept, note, photo.is_grey)
 
 
 def stripped(kept: Metadata, wanted: Wanted) -> Metadata:
@@ -117,15 +128,14 @@ def stripped(kept: Metadata, wanted: Wanted) -> Metadata:
     return kept.without_location() if wanted.strip_location else kept
 
 
-def encode_heat(uncertainty: Float32[np.ndarray, "h w"], height: int, width: int) -> bytes:
-    """Encode a map of uncertainty as a PNG of a result's size: dark is sure, bright is not."""
+def draw_uncertainty(
+    uncertainty: Float32[np.ndarray, "h w"], height: int, width: int
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Draw a map of uncertainty in a result's size: dark is sure, bright is not."""
     if height * width <= MAX_HEAT:
         uncertainty = cv2.resize(uncertainty, (width, height), interpolation=cv2.INTER_LINEAR)
     levels = np.round(255 * np.clip(uncertainty, 0, 1)).astype(np.uint8)
-    heat: UInt8[Any, "h w 3"] = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1]
-    file = io.BytesIO()
-    write_bands(file, [np.ascontiguousarray(heat)], *heat.shape[:2], "png")
-    return file.getvalue()
+    return np.ascontiguousarray(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1])
 
 
 @contextmanager

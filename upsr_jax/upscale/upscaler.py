@@ -194,7 +194,7 @@ class Upscaler:
             with ThreadPoolExecutor(max(1, min(len(image), 2 * self.batch))) as pool:
                 return list(pool.map(call, image))
         pixels = _as_pixels(image)
-        new = result_size(*pixels.shape[:2], Wanted(scale))
+        new = result_size(pixels.shape[0], pixels.shape[1], Wanted(scale))
         uncertainty = np.zeros(pixels.shape[:2], np.float32) if return_uncertainty else None
         result = np.empty((*new, pixels.shape[2]), pixels.dtype)
         row = 0
@@ -225,9 +225,10 @@ class Upscaler:
         first_share = 1 / (1 + SCALE**2) if twice else 1.0
 
         def report(begin: float, end: float) -> Callable[[float], None] | None:
-            if on_progress is None:
+            tell = on_progress
+            if tell is None:
                 return None
-            return lambda done: on_progress(round(area * (begin + done * (end - begin))), area)
+            return lambda done: tell(round(area * (begin + done * (end - begin))), area)
 
         parts = ("image", "noise_weight") if measure else ("image",)
         bands = self.restore_bands(visible_colours(pixels), seed, report(0.0, first_share), parts)
