@@ -10,8 +10,9 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image, TiffImagePlugin
 
@@ -34,15 +35,30 @@ def keep_quiet() -> None:
 
 def check_png(data: bytes) -> None:
     """Check all chunks of a PNG file, and that it has one profile at most; a cut is let pass."""
-    view, place, profiles = memoryview(data), len(PNG_START), 0
-    while place < len(data):
-        kind, end = data[place + 4 : place + 8], place + 8
-        end += int.from_bytes(data[place : place + 4])
-        if zlib.crc32(view[place + 4 : end]).to_bytes(4) != data[end : end + 4]:
+    view, profiles = memoryview(data), 0
+    for kind, start, end in _chunks(data):
+        if zlib.crc32(view[start - 4 : end]).to_bytes(4) != data[end : end + 4]:
             raise ValueError("a checksum is wrong")
         profiles += kind == b"iCCP"
         if profiles > 1:  # each may take the time to decompress 64 MiB
             raise ValueError("more than one colour profile")
+
+
+def chunk_contents(data: bytes, name: bytes) -> Iterator[memoryview]:
+    """Give the contents of the chunks of one name in a PNG file, from the first to the last."""
+    view = memoryview(data)
+    for kind, start, end in _chunks(data):
+        if kind == name:
+            yield view[start:end]
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Give the name of each chunk of a PNG file, and where its content starts and ends."""
+    place = len(PNG_START)
+    while place < len(data):
+        start, kind = place + 8, data[place + 4 : place + 8]
+        end = start + int.from_bytes(data[place : place + 4])
+        yield kind, start, end
         if kind == b"IEND":
             return
         place = end + 4
@@ -61,7 +77,7 @@ def count_scans(data: bytes) -> int:
     return scans
 
 
-def check_tiff(data: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2, most: int) -> None:
+def check_tiff(data: bytes, tags: Mapping[int, Any], most: int) -> None:
     """Check the checksums in a TIFF file that is compressed by deflate to `most` bytes or less."""
     if tags.get(TiffImagePlugin.COMPRESSION) not in DEFLATE:
         return

@@ -17,7 +17,8 @@ from upsr_jax.files import checks, exif
 from upsr_jax.files.bands import regroup
 from upsr_jax.files.checks import File
 from upsr_jax.files.metadata import Metadata
-from upsr_jax.files.photos import ImageError, Photo, without_limit
+from upsr_jax.files.open_photo import ImageError, without_limit
+from upsr_jax.files.photos import Photo
 from upsr_jax.files.whole import DiskFullError, naming_full_disk, whole_file
 from upsr_jax.files.write_png import write_png
 from upsr_jax.files.write_tiff import write_tiff

@@ -29,7 +29,9 @@ from upsr_jax.files.photos import (
     ImageError,
     count_pixels,
     read_note,
-    read_photo,
+)
+from upsr_jax.files.photos import (
+    read_srgb as read_photo,
 )
 from upsr_jax.files.whole import file_sha256, remove_parts
 from upsr_jax.files.write_photo import check_storable, format_of, is_whole, write_image
