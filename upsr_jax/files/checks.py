@@ -95,12 +95,29 @@ def check_tiff(data: bytes, tags: Mapping[int, Any], most: int) -> None:
 
 
 def ends_with_a_box(file: File) -> bool:
-    """Tell if a file of boxes, as AVIF, ends where its last box does (ISO 14496-12, 4.2)."""
-    end, place = file.seek(0, os.SEEK_END), 0
-    while place < end:
+    """Tell if a file of boxes, as AVIF or JPEG XL, ends where its last box does."""
+    *_, (_, _, end) = list_boxes(file)
+    return end == file.seek(0, os.SEEK_END)
+
+
+def find_box(file: File, name: bytes) -> bytes:
+    """Read the first box of a name; b"" if there is none."""
+    for found, start, end in list_boxes(file):
+        if found == name:
+            file.seek(start)
+            return file.read(end - start)
+    return b""
+
+
+def list_boxes(file: File) -> list[tuple[bytes, int, int]]:
+    """List the boxes of a file, where each starts and would end (ISO 14496-12, 4.2)."""
+    length, place, boxes = file.seek(0, os.SEEK_END), 0, []
+    while place < length:
         file.seek(place)
-        size, _, long_size = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
-        if size == 0:  # up to the end, wherever that is
-            return False
+        size, name, long_size = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+        start = place + (16 if size == 1 else 8)
         place += long_size if size == 1 else max(size, 8)
-    return place == end
+        if size == 0:  # up to the end, wherever that is: none of ours
+            place = length + 1
+        boxes.append((name, start, place))
+    return boxes

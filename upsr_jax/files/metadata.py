@@ -3,6 +3,9 @@
 Damaged data is left out, and fails no photo.
 """
 
+import struct
+import textwrap
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -11,13 +14,15 @@ from xml.dom import minidom
 
 from PIL import Image
 from PIL.ExifTags import IFD, Base
+from PIL.TiffImagePlugin import IFDRational
 
 from upsr_jax.files import exif as exif_data
 
-IPTC_IN_PHOTOSHOP, IPTC_IN_TIFF = 0x0404, 33723
+IPTC_IN_PHOTOSHOP, IPTC_IN_TIFF, XMP_IN_TIFF, ICC_IN_TIFF = 0x0404, 33723, 700, 34675
 IPTC_IN_PNG = "Raw profile type iptc"  # as ImageMagick and ExifTool write it
-CENTIMETRES, INCH = 3, 2.54
+INCHES, CENTIMETRES, INCH = 2, 3, 2.54
 MAX_XMP = 2**20  # bytes; what is longer holds pictures
+MAX_XMP_IN_JPEG = 65_000
 # Of XMP, what tells of the pixels of the source, or of what was in its file beside them
 NOT_KEPT = {
     "http://ns.adobe.com/tiff/1.0/": {
@@ -174,3 +179,64 @@ def _read_dpi(image: Image.Image) -> tuple[float, float] | None:
         if min(across, down) >= 2 and max(across, down) < 100_000:
             return across, down
     return None
+
+
+def as_options(kept: Metadata, note: str, format: str) -> dict[str, Any]:
+    """Give metadata as Pillow and `encode_jxl` take it; what is too long for a JPEG is left out."""
+    exif = exif_data.encode(_with_dpi(kept), note)
+    if format == "JPEG XL":
+        return {"exif": exif.removeprefix(exif_data.START), "xmp": kept.xmp, "icc": kept.icc}
+    options: dict[str, Any] = {"exif": exif, "xmp": kept.xmp, "icc_profile": kept.icc}
+    if format == "JPEG":
+        if len(kept.xmp) > MAX_XMP_IN_JPEG:
+            del options["xmp"]
+        if kept.dpi:
+            options["dpi"] = kept.dpi
+        if kept.iptc and len(kept.iptc) < MAX_XMP_IN_JPEG:
+            # A segment of Photoshop's, whose blocks have an even length
+            content = b"Photoshop 3.0\0" + _in_photoshop(kept.iptc)
+            options["extra"] = b"\xff\xed" + struct.pack(">H", len(content) + 2) + content
+    return {name: value for name, value in options.items() if value}
+
+
+def as_chunks(kept: Metadata, note: str) -> list[tuple[bytes, bytes]]:
+    """Give metadata as chunks of a PNG (W3C, 2025, section 11.3)."""
+    chunks = []
+    if kept.icc:
+        chunks.append((b"iCCP", b"ICC\0\0" + zlib.compress(kept.icc)))
+    if kept.dpi:
+        per_metre = (round(number / 0.0254) for number in kept.dpi)
+        chunks.append((b"pHYs", struct.pack(">IIB", *per_metre, 1)))
+    if data := exif_data.encode(kept.exif, note):
+        chunks.append((b"eXIf", data.removeprefix(exif_data.START)))
+    if kept.xmp:
+        chunks.append((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + kept.xmp))
+    if kept.iptc:
+        block = _in_photoshop(kept.iptc)
+        lines = "\n".join(textwrap.wrap(block.hex(), 72))
+        text = f"\niptc\n{len(block):8}\n{lines}\n"
+        chunks.append((b"zTXt", IPTC_IN_PNG.encode() + b"\0\0" + zlib.compress(text.encode())))
+    return chunks
+
+
+def as_tags(kept: Metadata, note: str) -> dict[int, Any]:
+    """Give metadata as tags of a TIFF."""
+    tags = exif_data.as_tags(_with_dpi(kept), note)
+    blocks = {XMP_IN_TIFF: kept.xmp, IPTC_IN_TIFF: kept.iptc, ICC_IN_TIFF: kept.icc}
+    return tags | {tag: block for tag, block in blocks.items() if block}
+
+
+def _with_dpi(kept: Metadata) -> Image.Exif:
+    if not kept.dpi:
+        return kept.exif
+    exif = Image.Exif()
+    for tag, value in kept.exif.items():
+        exif[tag] = value
+    across, down = (IFDRational(round(100 * number), 100) for number in kept.dpi)
+    exif[Base.XResolution], exif[Base.YResolution], exif[Base.ResolutionUnit] = across, down, INCHES
+    return exif
+
+
+def _in_photoshop(iptc: bytes) -> bytes:
+    """Put IPTC into the block of Photoshop's that readers look for."""
+    return b"8BIM\x04\x04\0\0" + struct.pack(">I", len(iptc)) + iptc + bytes(len(iptc) % 2)

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from upsr_jax.files import checks, deep, plugins, tiffs
+from upsr_jax.files import checks, deep, exif, plugins, tiffs
 from upsr_jax.files.plugins import Opened
 
 READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
@@ -61,6 +61,20 @@ def _lift(module: Any, name: str, limit: int | None) -> Iterator[None]:
                 _lifted[name] = count - 1, before
             else:
                 setattr(module, name, before)
+
+
+@contextlib.contextmanager
+def open_result(path: str | Path) -> Iterator[Image.Image]:
+    """Open a picture of any size that was written, its pixels not decoded; raises anything."""
+    with Path(path).open("rb") as file:
+        if file.read(12).startswith(plugins.JXL_STARTS):
+            image = plugins.open_jxl(Path(path).read_bytes()).image
+            image.info["exif"] = exif.START + checks.find_box(file, b"Exif")[4:]
+            yield image
+            return
+    # The result of a photo above 11 megapixels has more pixels than Pillow opens by itself
+    with without_limit(), Image.open(path) as image:
+        yield image
 
 
 @contextlib.contextmanager

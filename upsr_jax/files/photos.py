@@ -17,7 +17,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from upsr_jax.files import checks, colours, deep, exif
 from upsr_jax.files.metadata import Metadata, read_metadata
-from upsr_jax.files.open_photo import MAX_BYTES, ImageError, open_photo, without_limit
+from upsr_jax.files.open_photo import MAX_BYTES, ImageError, open_photo, open_result
 from upsr_jax.files.open_photo import MAX_PIXELS as MAX_PIXELS
 from upsr_jax.files.plugins import Opened
 
@@ -86,6 +86,8 @@ def read_photo(photo: str | Path | bytes) -> Photo:
     name = _name(photo)
     with open_photo(photo, name) as opened:
         if opened.read_deep is None:
+            if opened.format == "JXL":
+                opened.image.load()  # which alone finds the profile
             profile = colours.own_profile(opened.image.info.get("icc_profile"), opened.image.mode)
             if profile:
                 del opened.image.info["icc_profile"]
@@ -184,8 +186,7 @@ def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
 def read_note(path: str | Path) -> str | None:
     """Read the note that an image was written with, from its header; None if there is none."""
     try:
-        # The result of a photo above 11 megapixels has more pixels than Pillow opens by itself
-        with without_limit(), Image.open(path) as image:
+        with open_result(path) as image:
             return exif.read_note(image)
     except Exception:  # decoders raise anything on damaged files
         return None
