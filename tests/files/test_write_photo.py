@@ -1,15 +1,17 @@
 """Pictures come in bands and are whole files, exact where the format is."""
 
 import io
+import sys
 
 import cv2
 import numpy as np
 import pytest
 from photos import draw_photo
 from PIL import Image
+from profiles import DISPLAY_P3, rgb_profile
 
-from upsr_jax.files.metadata import Metadata
-from upsr_jax.files.photos import ImageError, Photo, read_image
+from upsr_jax.files.metadata import Metadata, clean_xmp, without_all, without_location
+from upsr_jax.files.photos import ImageError, Photo, read_image, read_photo
 from upsr_jax.files.write_photo import (
     check_storable,
     choose_format,
@@ -17,6 +19,8 @@ from upsr_jax.files.write_photo import (
     write_bands,
     write_photo,
 )
+
+FORMATS_WITH_LOSS = ("jpg", "webp", "avif", "jxl")
 
 
 def bands(pixels, rows=10):
@@ -97,7 +101,7 @@ def test_bands_that_are_no_whole_picture_leave_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif", "jpg", "webp", "avif"])
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg", "webp", "avif", "jxl"])
 def test_what_was_cut_short_is_not_whole(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     pixels = draw_photo(0, 60, 80)
@@ -112,11 +116,11 @@ def test_what_was_cut_short_is_not_whole(tmp_path, suffix):
 def test_quality_is_heeded():
     sizes = []
     for quality in (20, 60, 95):
-        for format in ("jpg", "webp", "avif"):
+        for format in FORMATS_WITH_LOSS:
             file = io.BytesIO()
             write_bands(file, [draw_photo(0, 60, 80)], 60, 80, format, quality)
             sizes.append(len(file.getvalue()))
-    for one, two in zip(sizes, sizes[3:], strict=False):
+    for one, two in zip(sizes, sizes[len(FORMATS_WITH_LOSS) :], strict=False):
         assert one < two
 
 
@@ -139,3 +143,61 @@ def test_what_a_format_cannot_hold_is_said():
     for format, reason in (("jpg", "holds 8 bits"), ("avif", "at most 268,435,456 pixels")):
         with pytest.raises(ImageError, match=reason):
             check_storable(format, 17_000, 17_000, has_alpha=False, bits=16)
+
+
+XMP = b"""<?xpacket begin='' id='W5M0MpCehiHzreSzNTczkc9d'?><x:xmpmeta xmlns:x='adobe:ns:meta/'>
+<rdf:RDF xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'><rdf:Description rdf:about=''
+ xmlns:xmp='http://ns.adobe.com/xap/1.0/' xmp:Rating='4' xmlns:tiff='http://ns.adobe.com/tiff/1.0/'
+ tiff:Orientation='6' xmlns:exif='http://ns.adobe.com/exif/1.0/' exif:GPSLatitude='52,31.2N'
+ xmlns:photoshop='http://ns.adobe.com/photoshop/1.0/'><photoshop:City>Berlin</photoshop:City>
+</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end='w'?>"""
+IPTC = b"\x1c\x02\x5a\0\x06Berlin" + b"\x1c\x02\x05\0\x05Title"
+
+
+@pytest.mark.parametrize("source", ["png", "tiff", "jpg", "webp", "avif", "jxl"])
+@pytest.mark.parametrize("target", ["png", "tiff", "jpg", "webp", "avif", "jxl"])
+def test_metadata_goes_from_each_format_to_each(source, target):
+    exif, profile = Image.Exif(), rgb_profile(DISPLAY_P3)
+    exif[0x10F] = "Camera"
+    given = Metadata(exif, XMP, IPTC, profile, (300.0, 150.0))
+    pixels = draw_photo(0, 40, 50)
+    first, second = io.BytesIO(), io.BytesIO()
+    write_bands(first, [pixels], 40, 50, source, kept=given)
+    photo = read_photo(first.getvalue())
+    assert photo.format == source
+    write_bands(second, [photo.pixels], 40, 50, target, kept=photo.kept, note="made here")
+    kept = read_photo(second.getvalue()).kept
+    assert kept.exif[0x10F] in ("Camera", b"Camera")
+    assert b"Rating" in kept.xmp and b"Orientation" not in kept.xmp
+    assert kept.icc == profile
+    assert kept.dpi == pytest.approx((300, 150), abs=0.02)
+    holds_iptc = {"png", "tiff", "jpg"}
+    assert kept.iptc == (IPTC if {source, target} <= holds_iptc else b"")
+
+
+def test_places_alone_are_left_out():
+    exif = Image.Exif()
+    exif[0x10F], exif[0x8825] = "Camera", {1: "N"}
+    kept = without_location(Metadata(exif, clean_xmp(XMP), IPTC, b"profile", (300.0, 300.0)))
+    assert list(kept.exif) == [0x10F]
+    assert b"GPS" not in kept.xmp and b"Berlin" not in kept.xmp and b"Rating" in kept.xmp
+    assert kept.iptc == IPTC[11:]
+    assert (kept.icc, kept.dpi) == (b"profile", (300.0, 300.0))
+    bare = without_all(kept)
+    assert bare == Metadata(bare.exif, icc=b"profile", dpi=(300.0, 300.0)) and not bare.exif
+
+
+@pytest.mark.parametrize("xmp", [b"junk", b"<a>", b"<!DOCTYPE a [<!ENTITY b 'c'>]><a/>", XMP[:200]])
+def test_damaged_xmp_is_left_out(xmp):
+    assert clean_xmp(xmp) == b""
+
+
+def test_without_the_extra_its_formats_name_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pylibjxl", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    cure = r"pip install 'upsr_jax\[photos\]'\.$"
+    with pytest.raises(ImageError, match=rf"a\.jxl: JPEG XL is read and written .*{cure}"):
+        write_photo(tmp_path / "a.jxl", [draw(3, 8)], 60, 106)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(ImageError, match=rf"a\.heic: HEIC is read .*{cure}"):
+        read_photo(tmp_path / "a.heic")

@@ -14,7 +14,7 @@ from upsr_jax.data.degradation.host import degrade
 from upsr_jax.data.sources import PairFiles, by_stem, fit_pair, list_pairs
 from upsr_jax.files.find import find_images
 from upsr_jax.files.metadata import Metadata
-from upsr_jax.files.photos import read_photo, read_rgb, visible_colours
+from upsr_jax.files.photos import read_rgb, read_srgb, visible_colours
 from upsr_jax.files.whole import file_sha256
 
 MIN_SIDE = 16  # of a ground truth that is degraded: less may be scaled to nothing on the way
@@ -103,7 +103,7 @@ def make_read_fn(images: ImageSet) -> Callable[[Entry], Example]:
         hr = kept = None
         if entry.lr is not None:
             source_sha256 = digests[0]
-            picture, kept, _ = read_photo(entry.lr)
+            picture, kept, _ = read_srgb(entry.lr)
             lr = visible_colours(picture)
             if entry.gt is not None:
                 hr = fit_pair(PairFiles(entry.gt, entry.lr), read_rgb(entry.gt), lr).hr

@@ -10,8 +10,9 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image, TiffImagePlugin
 
@@ -34,15 +35,30 @@ def keep_quiet() -> None:
 
 def check_png(data: bytes) -> None:
     """Check all chunks of a PNG file, and that it has one profile at most; a cut is let pass."""
-    view, place, profiles = memoryview(data), len(PNG_START), 0
-    while place < len(data):
-        kind, end = data[place + 4 : place + 8], place + 8
-        end += int.from_bytes(data[place : place + 4])
-        if zlib.crc32(view[place + 4 : end]).to_bytes(4) != data[end : end + 4]:
+    view, profiles = memoryview(data), 0
+    for kind, start, end in _chunks(data):
+        if zlib.crc32(view[start - 4 : end]).to_bytes(4) != data[end : end + 4]:
             raise ValueError("a checksum is wrong")
         profiles += kind == b"iCCP"
         if profiles > 1:  # each may take the time to decompress 64 MiB
             raise ValueError("more than one colour profile")
+
+
+def chunk_contents(data: bytes, name: bytes) -> Iterator[memoryview]:
+    """Give the contents of the chunks of one name in a PNG file, from the first to the last."""
+    view = memoryview(data)
+    for kind, start, end in _chunks(data):
+        if kind == name:
+            yield view[start:end]
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Give the name of each chunk of a PNG file, and where its content starts and ends."""
+    place = len(PNG_START)
+    while place < len(data):
+        start, kind = place + 8, data[place + 4 : place + 8]
+        end = start + int.from_bytes(data[place : place + 4])
+        yield kind, start, end
         if kind == b"IEND":
             return
         place = end + 4
@@ -61,7 +77,7 @@ def count_scans(data: bytes) -> int:
     return scans
 
 
-def check_tiff(data: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2, most: int) -> None:
+def check_tiff(data: bytes, tags: Mapping[int, Any], most: int) -> None:
     """Check the checksums in a TIFF file that is compressed by deflate to `most` bytes or less."""
     if tags.get(TiffImagePlugin.COMPRESSION) not in DEFLATE:
         return
@@ -79,12 +95,29 @@ def check_tiff(data: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2, most: i
 
 
 def ends_with_a_box(file: File) -> bool:
-    """Tell if a file of boxes, as AVIF, ends where its last box does (ISO 14496-12, 4.2)."""
-    end, place = file.seek(0, os.SEEK_END), 0
-    while place < end:
+    """Tell if a file of boxes, as AVIF or JPEG XL, ends where its last box does."""
+    *_, (_, _, end) = list_boxes(file)
+    return end == file.seek(0, os.SEEK_END)
+
+
+def find_box(file: File, name: bytes) -> bytes:
+    """Read the first box of a name; b"" if there is none."""
+    for found, start, end in list_boxes(file):
+        if found == name:
+            file.seek(start)
+            return file.read(end - start)
+    return b""
+
+
+def list_boxes(file: File) -> list[tuple[bytes, int, int]]:
+    """List the boxes of a file, where each starts and would end (ISO 14496-12, 4.2)."""
+    length, place, boxes = file.seek(0, os.SEEK_END), 0, []
+    while place < length:
         file.seek(place)
-        size, _, long_size = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
-        if size == 0:  # up to the end, wherever that is
-            return False
+        size, name, long_size = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+        start = place + (16 if size == 1 else 8)
         place += long_size if size == 1 else max(size, 8)
-    return place == end
+        if size == 0:  # up to the end, wherever that is: none of ours
+            place = length + 1
+        boxes.append((name, start, place))
+    return boxes

@@ -6,18 +6,22 @@ They may hold what is kept of the photo they come from, and a note of how they w
 import itertools
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, TiffImagePlugin
 
-from upsr_jax.files import checks, exif
+from upsr_jax.files import checks, metadata
 from upsr_jax.files.bands import regroup
 from upsr_jax.files.checks import File
 from upsr_jax.files.metadata import Metadata
-from upsr_jax.files.photos import ImageError, Photo, without_limit
+from upsr_jax.files.open_photo import ImageError, open_result
+from upsr_jax.files.photos import Photo
+from upsr_jax.files.plugins import MissingExtraError, encode_jxl, import_extra
 from upsr_jax.files.whole import DiskFullError, naming_full_disk, whole_file
 from upsr_jax.files.write_png import write_png
 from upsr_jax.files.write_tiff import write_tiff
@@ -27,20 +31,22 @@ class Encoder(NamedTuple):
     """How one file format is written and what it can hold."""
 
     name: str  # Pillow's
-    options: Mapping[str, Any]
     max_side: int
+    quality: int = 0
+    options: Mapping[str, Any] = MappingProxyType({})
     has_alpha: bool = True
     bits: int = 8  # a channel, at most
     max_pixels: int = 2**62
 
 
 ENCODERS = {
-    "png": Encoder("PNG", {}, 2**31 - 1, bits=16),
-    "jpg": Encoder("JPEG", {"quality": 95, "subsampling": 0}, 65500, has_alpha=False),
-    "webp": Encoder("WEBP", {"quality": 95}, 16383),
-    "tiff": Encoder("TIFF", {}, 2**31 - 1, bits=16),
-    # What libavif and with it most viewers decode
-    "avif": Encoder("AVIF", {"quality": 90}, 2**15, max_pixels=2**28),
+    "png": Encoder("PNG", 2**31 - 1, bits=16),
+    "jpg": Encoder("JPEG", 65500, 95, {"subsampling": 0}, has_alpha=False),
+    "webp": Encoder("WEBP", 16383, 95),
+    "tiff": Encoder("TIFF", 2**31 - 1, bits=16),
+    # What libavif and with it most viewers decode; a slower speed gains little
+    "avif": Encoder("AVIF", 2**15, 90, {"speed": 8}, max_pixels=2**28),
+    "jxl": Encoder("JPEG XL", 2**18, 95, max_pixels=2**28),  # as its encoder takes much memory
 }
 FORMATS = tuple(ENCODERS)
 SUFFIXES = {f".{format}": format for format in FORMATS} | {".jpeg": "jpg", ".tif": "tiff"}
@@ -89,6 +95,11 @@ def check_storable(
     """Raise ImageError if a format, one of FORMATS or a file's name, can't hold such a picture."""
     format = str(name) if name in FORMATS else format_of(name)
     encoder = ENCODERS[format]
+    if format == "jxl":
+        try:
+            import_extra("pylibjxl", "JPEG XL")
+        except MissingExtraError as error:
+            raise ImageError(f"{name}: {error}.") from error
     if max(height, width) > encoder.max_side:
         raise ImageError(
             f"{name}: {encoder.name} holds at most {encoder.max_side} pixels a side, "
@@ -110,7 +121,7 @@ def check_storable(
 def is_whole(path: Path, pixels: int | None) -> bool:
     """Tell whether a picture that was written has its end, and so many pixels by its header."""
     try:
-        with path.open("rb") as file, without_limit(), Image.open(file) as image:
+        with path.open("rb") as file, open_result(path) as image:
             return pixels in (None, image.width * image.height) and _is_ended(file, image)
     except Exception:  # decoders raise anything on damaged files
         return False
@@ -121,7 +132,7 @@ def _is_ended(file: File, image: Image.Image) -> bool:
         tags, size = image.tag_v2, file.seek(0, os.SEEK_END)
         starts = tags[TiffImagePlugin.STRIPOFFSETS]
         return starts[-1] + tags[TiffImagePlugin.STRIPBYTECOUNTS][-1] == size
-    if image.format == "AVIF":
+    if image.format in ("AVIF", "JXL"):
         return checks.ends_with_a_box(file)
     # Opening a WebP reads it to its end.
     end = {"PNG": PNG_END, "JPEG": JPEG_END}.get(image.format or "", b"")
@@ -154,29 +165,40 @@ def write_bands(
         raise ValueError("a picture without any rows")
     channels, bits = first.shape[2], 8 * first.itemsize
     check_storable(format, height, width, has_alpha=channels == 4, bits=bits)
+    if quality is not None and not 1 <= quality <= 100:
+        raise ValueError(f"a quality of {quality}: it goes from 1 to 100")
     if len(first) == height:
         is_grey = is_grey or all((row[:, :3] == row[:, :1]).all() for row in first)
     taken = _take(itertools.chain([first], bands), height, (width, channels), is_grey)
     channels -= 2 * is_grey
     kept = kept or Metadata()
+    if is_grey:  # whose pixels an RGB profile is not for
+        kept = replace(kept, icc=b"")
     rows = max(1, BLOCK // (width * channels * bits // 8))
     if format == "png":
-        chunks = [(b"eXIf", data.removeprefix(exif.START))] if (data := _exif(kept, note)) else []
+        chunks = metadata.as_chunks(kept, note)
         write_png(file, regroup(taken, rows), height, width, channels, bits, chunks)
     elif format == "tiff":
-        tags = exif.as_tags(kept.exif, note)
+        tags = metadata.as_tags(kept, note)
         write_tiff(file, regroup(taken, rows), height, width, channels, bits, rows, tags)
     else:
-        image = Image.fromarray(
-            np.squeeze(np.concatenate(list(taken)), -1 if channels == 1 else ())
-        )
-        encoder = ENCODERS[format]
-        options = {**encoder.options, **({"quality": quality} if quality else {})}
-        image.save(file, encoder.name, exif=_exif(kept, note), **options)
+        pixels = np.concatenate(list(taken))
+        options = metadata.as_options(kept, note, ENCODERS[format].name)
+        _encode(file, pixels, format, quality, options)
 
 
-def _exif(kept: Metadata, note: str) -> bytes:
-    return exif.encode(kept.exif, note)
+def _encode(
+    file: File, pixels: np.ndarray, format: str, quality: int | None, options: dict[str, Any]
+) -> None:
+    encoder = ENCODERS[format]
+    quality = quality or encoder.quality
+    if format == "jxl":
+        if pixels.shape[2] == 2:  # which the library doesn't take
+            pixels = pixels[..., [0, 0, 0, 1]]
+        file.write(encode_jxl(pixels, quality, **options))
+        return
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    image.save(file, encoder.name, quality=quality, **encoder.options, **options)
 
 
 def _take(
@@ -212,7 +234,9 @@ def write_photo(
     `path` exists (unless `overwrite`) or cannot be written.
     """
     path = Path(path)
-    format = format or format_of(path)
+    if format is None:
+        check_storable(path, height, width, has_alpha=False)
+        format = format_of(path)
     try:
         with naming_full_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,20 +22,19 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from upsr_jax.cluster.join import read_settings
 from upsr_jax.cluster.roll_call import roll_call
 from upsr_jax.files.find import READ_SUFFIXES, UNREAD_SUFFIXES, check_local, find_images
 from upsr_jax.files.names import alike, of_folders, show
+from upsr_jax.files.open_photo import open_result
 from upsr_jax.files.photos import (
     MAX_PIXELS,
     ImageError,
     count_pixels,
     read_note,
     read_photo,
-    without_limit,
 )
 from upsr_jax.files.whole import remove_parts
 from upsr_jax.files.write_photo import SUFFIXES, format_of, is_whole, write_image, write_photo
@@ -394,7 +393,7 @@ def uncertainty_of(target: Path) -> Path:
 def header_size(path: Path) -> tuple[int, int] | None:
     """Read height and width from a picture's header, as they are stored; None if that fails."""
     try:
-        with without_limit(), Image.open(path) as image:
+        with open_result(path) as image:
             return image.height, image.width
     except Exception:  # decoders raise anything on damaged files
         return None
