@@ -11,7 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import simplejpeg
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Shaped, UInt8, UInt16
 from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -142,21 +142,22 @@ def _name(photo: str | Path | bytes) -> str:
     return "image" if isinstance(photo, bytes) else str(photo)
 
 
-def visible_colours(
-    pixels: UInt8[np.ndarray, "h w c"] | UInt16[np.ndarray, "h w c"],
-) -> UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w 3"]:
+def visible_colours(pixels: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "h w 3"]:
     """Take the colours of RGB or RGBA; what is hidden takes that of visible pixels nearby.
 
-    A hidden pixel's own colour would bleed into the edges of what is seen.
+    A hidden pixel's own colour would bleed into the edges of what is seen. `pixels` are uint8,
+    uint16 or floats in 0..1.
     """
     if pixels.shape[-1] == 3:
         return pixels
     rgb, alpha = pixels[..., :3], pixels[..., 3:]
-    weight = alpha.astype(np.float32) / np.iinfo(pixels.dtype).max
+    is_whole = np.issubdtype(pixels.dtype, np.integer)
+    weight = alpha.astype(np.float32) / (np.iinfo(pixels.dtype).max if is_whole else 1)
     near = cv2.GaussianBlur(rgb * weight, (0, 0), 4) / (
         cv2.GaussianBlur(weight, (0, 0), 4)[..., None] + 1e-6
     )
-    return np.where(alpha == 0, np.round(near).astype(pixels.dtype), rgb)
+    near = np.round(near) if is_whole else near
+    return np.where(alpha == 0, near.astype(pixels.dtype), rgb)
 
 
 def count_pixels(path: str | Path) -> int:
