@@ -5,17 +5,19 @@ import io
 import os
 import re
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pillow_heif
 import pytest
 from photos import draw_photo, photo
 from PIL import Image, ImageCms, PngImagePlugin
 from profiles import DISPLAY_P3, grey_profile, rgb_profile, srgb_of
-from tiffs import make_tiff
+from tiffs import make_dng, make_tiff
 
 from upsr_jax.files import checks, open_photo, photos, whole
 from upsr_jax.files.find import find_images
@@ -421,6 +423,42 @@ def test_16_bit_grey_of_a_profile_becomes_srgb_without_loss(tmp_path):
     expected = srgb_of(grey[..., None].repeat(3, -1) / 257, gamma=1.0) * 257
     assert np.abs(photo.pixels - expected).max() < 2
     assert photo.is_grey and not photo.kept.icc
+
+
+@pytest.mark.parametrize("bits", [8, 10])
+def test_heic_is_read_with_all_its_bits(bits):
+    row = np.linspace(0, 2**16 - 1, 64).astype(np.uint16)
+    pixels = np.broadcast_to(row[:, None], (48, 64, 3)).copy()
+    mode, data = ("RGB", (pixels >> 8).astype(np.uint8)) if bits == 8 else ("RGB;16", pixels)
+    file = io.BytesIO()
+    pillow_heif.from_bytes(mode, (64, 48), data.tobytes()).save(file, quality=-1)
+    photo = read_photo(file.getvalue())
+    assert photo.pixels.dtype == (np.uint8 if bits == 8 else np.uint16) and photo.format == "png"
+    # Colours of half the resolution, and 2 to the power of `bits` steps
+    assert np.abs(photo.pixels.astype(int) - data).max() <= (2 if bits == 8 else 200)
+    assert np.abs(read_rgb(file.getvalue()).astype(int) - (pixels >> 8)).max() <= 2
+    assert count_pixels_of(file.getvalue()) == 48 * 64
+    with pytest.raises(ImageError):
+        read_photo(file.getvalue()[:-40])
+
+
+def count_pixels_of(data):
+    with open_photo.open_photo(data, "it") as opened:
+        return opened.width * opened.height
+
+
+def test_camera_raw_is_developed(monkeypatch):
+    sensor = np.linspace(1000, 60_000, 64 * 96).astype(np.uint16).reshape(64, 96)
+    photo = read_photo(make_dng(sensor))
+    assert photo.pixels.dtype == np.uint16 and photo.pixels.shape == (96, 64, 3)
+    assert photo.format == "png" and photo.kept.exif[271] == b"Maker"
+    # Turned clockwise, what was below is on the left, and it is brighter
+    assert (np.diff(photo.pixels[48, 4:-4, 1].astype(int)) <= 0).all()
+    assert np.ptp(photo.pixels[48, :, 1]) > 20_000
+    assert read_image(make_dng(sensor)).dtype == np.uint8
+    monkeypatch.setitem(sys.modules, "rawpy", None)
+    with pytest.raises(ImageError, match=r"Camera RAW needs .* pip install 'upsr_jax\[photos\]'"):
+        read_photo(make_dng(sensor))
 
 
 def flip_bits(data: bytes, places: range) -> Iterator[bytes]:

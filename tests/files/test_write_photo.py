@@ -10,7 +10,7 @@ from photos import draw_photo
 from PIL import Image
 from profiles import DISPLAY_P3, rgb_profile
 
-from upsr_jax.files.metadata import Metadata, clean_xmp, without_all, without_location
+from upsr_jax.files.metadata import Metadata, clean_xmp
 from upsr_jax.files.photos import ImageError, Photo, read_image, read_photo
 from upsr_jax.files.write_photo import (
     check_storable,
@@ -178,13 +178,12 @@ def test_metadata_goes_from_each_format_to_each(source, target):
 def test_places_alone_are_left_out():
     exif = Image.Exif()
     exif[0x10F], exif[0x8825] = "Camera", {1: "N"}
-    kept = without_location(Metadata(exif, clean_xmp(XMP), IPTC, b"profile", (300.0, 300.0)))
+    given = Metadata(exif, clean_xmp(XMP), IPTC, b"profile", (300.0, 300.0))
+    kept = given.without_location()
     assert list(kept.exif) == [0x10F]
     assert b"GPS" not in kept.xmp and b"Berlin" not in kept.xmp and b"Rating" in kept.xmp
     assert kept.iptc == IPTC[11:]
     assert (kept.icc, kept.dpi) == (b"profile", (300.0, 300.0))
-    bare = without_all(kept)
-    assert bare == Metadata(bare.exif, icc=b"profile", dpi=(300.0, 300.0)) and not bare.exif
 
 
 @pytest.mark.parametrize("xmp", [b"junk", b"<a>", b"<!DOCTYPE a [<!ENTITY b 'c'>]><a/>", XMP[:200]])
@@ -196,8 +195,8 @@ def test_without_the_extra_its_formats_name_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pylibjxl", None)
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     cure = r"pip install 'upsr_jax\[photos\]'\.$"
-    with pytest.raises(ImageError, match=rf"a\.jxl: JPEG XL is read and written .*{cure}"):
+    with pytest.raises(ImageError, match=rf"a\.jxl: JPEG XL needs an extra.*{cure}"):
         write_photo(tmp_path / "a.jxl", [draw(3, 8)], 60, 106)
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    with pytest.raises(ImageError, match=rf"a\.heic: HEIC is read .*{cure}"):
+    with pytest.raises(ImageError, match=rf"a\.heic: HEIC needs .*{cure}"):
         read_photo(tmp_path / "a.heic")

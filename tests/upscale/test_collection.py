@@ -140,13 +140,13 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
 
 
 def test_pictures_of_other_formats_are_not_passed_over(tmp_path):
-    for name in ("a.HEIC", "b/c.jxl", "notes.txt"):
+    for name in ("a.JP2", "b/c.jp2", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     jobs, problems = plan_jobs([tmp_path], tmp_path / "out", "png")
     reason = "this format is not read; save it as JPEG or PNG."
     assert not jobs
-    assert problems == [f"{tmp_path / name}: {reason}" for name in ("a.HEIC", "b/c.jxl")]
+    assert problems == [f"{tmp_path / name}: {reason}" for name in ("a.JP2", "b/c.jp2")]
 
 
 def test_folders_in_each_other(tmp_path):

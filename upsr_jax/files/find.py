@@ -7,9 +7,12 @@ from pathlib import Path
 
 READ_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff"),
-    *(".gif", ".avif", ".avifs"),
+    *(".gif", ".avif", ".avifs", ".mpo"),
+    # With the extra `photos`
+    *(".heic", ".heif", ".hif", ".jxl"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
 )
-UNREAD_SUFFIXES = (".heic", ".heif", ".jp2", ".jxl")
+UNREAD_SUFFIXES = (".jp2",)
 
 
 # As pathlib leaves it, too, which makes one slash of two; not a drive of Windows.

@@ -72,6 +72,19 @@ class Metadata:
     icc: bytes = b""
     dpi: tuple[float, float] | None = None
 
+    def without_location(self) -> "Metadata":
+        """Leave out where a photo was taken: coordinates, and names of places; not its title."""
+        exif = Image.Exif()
+        for tag, value in self.exif.items():
+            if tag != IFD.GPSInfo:
+                exif[tag] = value
+        iptc = b"".join(
+            record
+            for number, dataset, record in _datasets(self.iptc)
+            if not (number == 2 and dataset in IPTC_PLACES)
+        )
+        return replace(self, exif=exif, xmp=clean_xmp(self.xmp, places=True), iptc=iptc)
+
 
 def read_metadata(image: Image.Image, icc: bytes = b"") -> Metadata:
     """Read what the result of an image keeps; `icc` is the profile that its pixels still need."""
@@ -82,25 +95,6 @@ def read_metadata(image: Image.Image, icc: bytes = b"") -> Metadata:
         icc=icc,
         dpi=_read_dpi(image),
     )
-
-
-def without_all(kept: Metadata) -> Metadata:
-    """Leave out all that a photo tells of itself, and keep what it looks like."""
-    return Metadata(icc=kept.icc, dpi=kept.dpi)
-
-
-def without_location(kept: Metadata) -> Metadata:
-    """Leave out where a photo was taken: coordinates, and names of places; not its title."""
-    exif = Image.Exif()
-    for tag, value in kept.exif.items():
-        if tag != IFD.GPSInfo:
-            exif[tag] = value
-    iptc = b"".join(
-        record
-        for number, dataset, record in _datasets(kept.iptc)
-        if (number, dataset) not in {(2, place) for place in IPTC_PLACES}
-    )
-    return replace(kept, exif=exif, xmp=clean_xmp(kept.xmp, places=True), iptc=iptc)
 
 
 def _read_xmp(image: Image.Image) -> bytes:
