@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from upsr_jax.cluster.compiler import use_safe_compiler
 from upsr_jax.files.names import show
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ app = typer.Typer(
 def prepare() -> None:
     """Set up what every command needs."""
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in photos
+    use_safe_compiler()
 
 
 @contextmanager
