@@ -40,9 +40,9 @@ from upsr_jax.upscale.restore import (
 )
 from upsr_jax.upscale.tiles import SCALE, blend_bands, noise_window, pad_reflect, tile_grid
 from upsr_jax.weights.model_folder import CHECKSUMS, load_model
+from upsr_jax.weights.models import BUILT_IN_MODEL, find_model
 
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # BT.601
-BUILT_IN_MODEL = Path(__file__).parents[1] / "assets" / "lite_x4"
 TILE, OVERLAP = 256, 32  # low-resolution pixels
 
 
@@ -89,12 +89,13 @@ class Upscaler:
     def from_pretrained(
         cls, folder: str | Path | None = None, tile: int = TILE, **sampling: Any
     ) -> "Upscaler":
-        """Load a model folder, by default the built-in model, to run on all local devices.
+        """Load a model, by default the built-in one, to run on all local devices.
 
+        `folder` is a model folder, or the name of a model as `weights.models.find_model` takes it.
         The other options are those of `restore.Sampling`. Raises FileNotFoundError or ValueError if
         it is no whole model folder or can't sample so.
         """
-        folder = Path(folder or BUILT_IN_MODEL)
+        folder = find_model(folder)
         config, params = load_model(folder, check_weights=folder != BUILT_IN_MODEL)
         if "estimator" not in params or config.network not in params:
             missing = "denoiser" if "estimator" in params else "estimator"
