@@ -335,8 +335,12 @@ def models() -> None:
     from upsr_jax.weights.card import describe_model
     from upsr_jax.weights.models import list_models, models_folder
 
+    try:
+        found = list(list_models())
+    except OSError as error:
+        fail(error)
     broken = False
-    for name, folder in list_models():
+    for name, folder in found:
         try:
             say(f"{name:<24} {describe_model(folder)}")
         except (OSError, ValueError) as error:

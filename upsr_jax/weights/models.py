@@ -7,14 +7,14 @@ in the user's folder of models, under that name, and is not asked for again.
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from upsr_jax.files.find import check_local
 from upsr_jax.files.whole import (
     file_sha256,
     naming_full_disk,
-    remove_parts,
     restore_former,
     whole_file,
     whole_folder,
@@ -47,6 +47,7 @@ def find_model(model: str | Path | None = None) -> Path:
     check_local(model)
     folder = Path(model)
     name = folder.as_posix()
+    restore_former(folder)
     is_hubs = HUB_NAME.fullmatch(name) is not None
     if os.path.exists(folder) or not (is_hubs or NAME.fullmatch(name)):
         return folder
@@ -109,7 +110,9 @@ def download(name: str, folder: Path) -> None:
         ) from error
 
 
-def fetch(snapshot_download, name: str, folder: Path, files: tuple[str, ...]) -> Path:
+def fetch(
+    snapshot_download: Callable[..., Any], name: str, folder: Path, files: Sequence[str]
+) -> Path:
     """Call the hub's function, and say in one sentence why it fails; return where the files are."""
     try:
         return Path(
@@ -129,8 +132,8 @@ def list_models() -> Iterator[tuple[str, Path]]:
     """Yield name and folder of the built-in model and of all in the user's folder of models."""
     yield BUILT_IN_MODEL.name, BUILT_IN_MODEL
     top = models_folder()
-    remove_parts(top)
     for folder in sorted([*top.glob("*/"), *top.glob("*/*/")]):
-        files = {path.name for path in folder.iterdir()}
-        if files & {WEIGHTS, CONFIG} and not folder.name.startswith("."):
-            yield folder.relative_to(top).as_posix(), folder
+        name = folder.relative_to(top).as_posix()
+        is_named = NAME.fullmatch(name) or HUB_NAME.fullmatch(name)
+        if is_named and any((folder / file).exists() for file in (WEIGHTS, CONFIG)):
+            yield name, folder
