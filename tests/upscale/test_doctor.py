@@ -59,12 +59,14 @@ def test_a_format_that_fails_is_named(monkeypatch):
     def copy(name):
         if name == "GIF":
             raise OSError("encoder\nmissing")
+        if name == "jxl":
+            raise ImportError("needs an extra: pip install 'upsr_jax[photos]'")
         return np.full((8, 8, 3), 0 if name == "BMP" else 90, np.uint8)
 
-    found = doctor.try_formats("reads", ["PNG", "GIF", "BMP"], copy, copy("PNG"))
-    assert found.text == "PNG"
+    found = doctor.try_formats("reads", ["PNG", "GIF", "BMP", "jxl"], copy, copy("PNG"))
+    assert found.text == "PNG; not jxl (needs an extra: pip install 'upsr_jax[photos]')"
     assert found.wrong.startswith(
-        "reads no GIF (OSError encoder missing), BMP (it gives other pixels): pip install"
+        "reads no GIF (encoder missing), BMP (it gives other pixels): pip install"
     )
 
 

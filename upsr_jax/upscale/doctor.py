@@ -18,8 +18,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from upsr_jax.cluster.compiler import FLAG, SAFE_FLAG, compiler_options, wrong_programs
-from upsr_jax.files.photos import READ_FORMATS, read_image
-from upsr_jax.files.write_photo import ENCODERS, write_image
+from upsr_jax.files.photos import read_image
+from upsr_jax.files.write_photo import FORMATS, write_image
 from upsr_jax.upscale.upscaler import Upscaler
 from upsr_jax.weights.models import BUILT_IN_MODEL, list_models, models_folder
 
@@ -30,6 +30,7 @@ BLOCK = 8  # pixels a side: what is compared are means of blocks
 # Of 255. The stored means are rounded, which makes 0.25 and 0.5; arithmetic in bfloat16, the least
 # exact that a device may choose, gave 0.25 and 0.58 here, the estimate alone 1.6 and 27.
 MEAN_TOLERANCE, MOST_TOLERANCE = 0.5, 4.0
+PILLOWS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # as it calls what it reads itself
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "safetensors")
 
 
@@ -118,15 +119,15 @@ def examine_formats() -> Iterator[Finding]:
         Image.fromarray(pixels).save(file, name)
         return read_image(file.getvalue())
 
-    yield try_formats("reads", READ_FORMATS, read, pixels)
+    yield try_formats("reads", PILLOWS, read, pixels)
     with tempfile.TemporaryDirectory() as folder:
 
         def write(name: str) -> UInt8[np.ndarray, "h w c"]:
-            path = Path(folder, f"picture.{name.lstrip('.')}")
+            path = Path(folder, f"picture.{name}")
             write_image(path, pixels)
             return read_image(path)
 
-        yield try_formats("writes", ENCODERS, write, pixels)
+        yield try_formats("writes", FORMATS, write, pixels)
 
 
 def try_formats(
@@ -135,20 +136,22 @@ def try_formats(
     copy_fn: Callable[[str], UInt8[np.ndarray, "h w c"]],
     pixels: UInt8[np.ndarray, "h w c"],
 ) -> Finding:
-    """Copy pixels by way of each format, and list those that give them back."""
-    good, bad = [], []
+    """Copy pixels by way of each format, and list those that give them back.
+
+    That an extra of this package is missing, as an error's sentence says, is nothing wrong.
+    """
+    good, extra, bad = [], [], []
     for name in names:
         try:
             close = np.abs(copy_fn(name).astype(int) - pixels).max() <= 4
             reason = "" if close else "it gives other pixels"
         except Exception as error:  # encoders raise anything, as where one is not built in
-            reason = " ".join(f"{type(error).__name__} {error}".split())
-        if reason:
-            bad.append(f"{name.lstrip('.')} ({reason})")
-        else:
-            good.append(name.lstrip("."))
+            reason = " ".join(str(error).split()) or type(error).__name__
+        where = good if not reason else extra if "upsr_jax[" in reason else bad
+        where.append(f"{name} ({reason})" if reason else name)
     wrong = f"{what} no {', '.join(bad)}: pip install --force-reinstall pillow" if bad else ""
-    return Finding(what, ", ".join(good) or "nothing", wrong)
+    without = f"; not {', '.join(extra)}" if extra else ""
+    return Finding(what, (", ".join(good) or "nothing") + without, wrong)
 
 
 def examine_models() -> Finding:
