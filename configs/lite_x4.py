@@ -5,11 +5,7 @@
 
 each with --config.data.folders=PHOTOS, --config.eval.gt=GT and --config.eval.lr=LR. Cost: half an
 hour and three hours on two CPU cores, which leaves much to gain;
-`upsr_jax/assets/lite_x4/model_card.md` says what the shipped weights saw and reach. On a CPU, half
-the estimator's time is saved by
-
-    export XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT,\
-LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE
+`upsr_jax/assets/lite_x4/model_card.md` says what the shipped weights saw and reach.
 """
 
 from ml_collections import ConfigDict

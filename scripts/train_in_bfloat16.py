@@ -30,6 +30,7 @@ from jax.extend.backend import get_backend
 from ml_collections import ConfigDict
 from torch import Tensor  # pyright: ignore[reportMissingImports]
 
+from upsr_jax.cluster.compiler import use_safe_compiler
 from upsr_jax.cluster.join import leave
 from upsr_jax.diffusion import Schedule, q_sample, scale_input
 from upsr_jax.files.config_files import define_config_flag
@@ -55,6 +56,7 @@ def main(_: list[str]) -> None:
     """Train; what the user can mend ends it with one sentence."""
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("upsr_jax").setLevel(logging.INFO)
+    use_safe_compiler()
     quiet_orbax()
     cv2.setNumThreads(1)  # as `data.pipeline` asks for
     try:

@@ -1,6 +1,11 @@
 import importlib.util
 import shutil
 
+from upsr_jax.cluster.compiler import use_safe_compiler
+
+# Before any test starts JAX: they test what the commands run.
+use_safe_compiler()
+
 # PyTorch is an extra, to compare with; everything else must pass without it.
 TORCH_TESTS = ["weights/test_with_torch.py", "train/test_train_in_bfloat16.py"]
 WITHOUT_TORCH = importlib.util.find_spec("torch") is None

@@ -616,3 +616,41 @@ def test_a_missing_device_is_one_sentence(arguments, tmp_path, monkeypatch):
         "upsr: JAX found no device to run on (Unable to initialize backend 'cuda': none), with "
         "JAX_PLATFORMS=cuda: unset that, or install JAX for your device, as upsr_jax[cuda12] does\n"
     )
+
+
+def test_models_are_listed_and_one_that_is_damaged_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("UPSR_MODELS", str(tmp_path))
+    save_tiny_model(tmp_path / "tiny")
+    (save_tiny_model(tmp_path / "bad") / "sha256").unlink()
+    result = CliRunner().invoke(app, ["models"])
+    assert result.exit_code == 1
+    built_in, tiny = result.stdout.splitlines()
+    assert built_in.split()[:2] == ["lite_x4", "7,749,981"]
+    assert tiny.startswith("tiny ") and " parameters, " in tiny
+    bad, where = result.stderr.splitlines()
+    assert bad.startswith(f"bad: {tmp_path / 'bad' / 'sha256'} is missing")
+    assert where == f"Your folder of models is {tmp_path}"
+    assert f"tiny ({tmp_path / 'tiny'})" in CliRunner().invoke(app, ["info", "tiny"]).stdout
+
+
+def test_a_card_is_written_into_a_model_of_ones_own_alone(tmp_path):
+    model = save_tiny_model(tmp_path / "tiny")
+    result = CliRunner().invoke(app, ["card", str(model), "--license", "mit"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert (model / "README.md").read_text().startswith("---\nlicense: mit\n")
+    assert CliRunner().invoke(app, ["card", str(model)]).exit_code == 2
+    refused = CliRunner().invoke(app, ["card", "lite_x4"])
+    assert refused.exit_code == 2 and "name a model of your own" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"), [("upsr up", "upscale"), ("upsr upscale --fid", "--fidelity")]
+)
+def test_a_shell_completes_commands_and_options(words, completed):
+    variables = {"_UPSR_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": words}
+    result = CliRunner().invoke(app, prog_name="upsr", env=variables)
+    assert completed in result.stdout
+
+
+def test_help_tells_the_exit_codes():
+    assert "Exit codes: 0 all is done, 1 something" in CliRunner().invoke(app, ["--help"]).stdout

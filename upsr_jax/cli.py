@@ -1,4 +1,4 @@
-"""The command `upsr`: upscale photos, measure results, convert weights, describe a model."""
+"""Upscale photos, measure results, convert weights, and look after models."""
 
 import functools
 import importlib.metadata
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from upsr_jax.cluster.compiler import use_safe_compiler
 from upsr_jax.files.names import show
 
 if TYPE_CHECKING:
@@ -60,7 +61,11 @@ def from_home(value: Any) -> Any:
 
 ModelFolder = Annotated[
     Path | None,
-    typer.Option(help="Model folder.", show_default="the built-in one", callback=from_home),
+    typer.Option(
+        help="Model folder, a name that `upsr models` lists, or OWNER/NAME on huggingface.co.",
+        show_default="the built-in one",
+        callback=from_home,
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same bytes.")]
 Steps = Annotated[
@@ -90,7 +95,8 @@ Fidelity = Annotated[
 app = typer.Typer(
     help=__doc__,
     no_args_is_help=True,
-    add_completion=False,
+    epilog="Exit codes: 0 all is done, 1 something could not be done and is named, 2 nothing was "
+    "begun, 128 + n stopped by signal n. More: docs/command_line.md.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -100,6 +106,7 @@ app = typer.Typer(
 def prepare() -> None:
     """Set up what every command needs."""
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in photos
+    use_safe_compiler()
 
 
 @contextmanager
@@ -357,11 +364,11 @@ def evaluate(
     enable_compilation_cache()
     from upsr_jax.evaluation.run import evaluate_folders
     from upsr_jax.upscale.restore import Sampling
-    from upsr_jax.upscale.upscaler import BUILT_IN_MODEL
+    from upsr_jax.weights.models import find_model
 
     try:
         results = evaluate_folders(
-            model or BUILT_IN_MODEL,
+            find_model(model),
             lr,
             gt,
             out,
@@ -454,21 +461,89 @@ def info(
     start_jax()
     import jax
 
-    from upsr_jax.upscale.upscaler import BUILT_IN_MODEL
+    from upsr_jax.weights.card import count_parameters
     from upsr_jax.weights.model_folder import load_model
+    from upsr_jax.weights.models import find_model
 
-    folder = model or BUILT_IN_MODEL
     try:
+        folder = find_model(model)
         config, params = load_model(folder)
     except (OSError, ValueError) as error:
         fail(error)
     say(f"model      {folder.resolve().name} ({folder})")
-    for name, network in params.items():
-        say(f"{name:<10} {sum(leaf.size for leaf in jax.tree.leaves(network)):,} parameters")
+    for name, count in count_parameters(params).items():
+        say(f"{name:<10} {count:,} parameters")
     for package in ("upsr_jax", "jax", "flax"):
         typer.echo(f"{package:<10} {importlib.metadata.version(package)}")
     typer.echo(f"devices    {', '.join(str(device) for device in jax.devices())}")
     typer.echo(f"config     {json.dumps(config.as_dict(), indent=2)}")
+
+
+@app.command()
+def models() -> None:
+    """List the models that --model knows by name: the built-in one and those in your folder."""
+    from upsr_jax.weights.card import describe_model
+    from upsr_jax.weights.models import list_models, models_folder
+
+    try:
+        found = list(list_models())
+    except OSError as error:
+        fail(error)
+    broken = False
+    for name, folder in found:
+        try:
+            say(f"{name:<24} {describe_model(folder)}")
+        except (OSError, ValueError) as error:
+            broken = True
+            say(f"{name}: {error}", err=True)
+    say(f"Your folder of models is {models_folder()}", err=True)
+    raise typer.Exit(1 if broken else 0)
+
+
+@app.command()
+def card(
+    model: Annotated[Path, typer.Argument(help="Model folder, or its name in `upsr models`.")],
+    license: Annotated[
+        str | None, typer.Option(help="What the weights are under, as apache-2.0.")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="The --out of an evaluation, to tell its means.", callback=from_home),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """Write a model folder's README.md, which huggingface.co shows, from what is known of it."""
+    from upsr_jax.evaluation.report.results import read_results
+    from upsr_jax.weights.card import write_card
+    from upsr_jax.weights.models import BUILT_IN_MODEL, find_model
+
+    try:
+        folder = find_model(model)
+        if folder == BUILT_IN_MODEL:
+            fail("the built-in model has its card, model_card.md: name a model of your own.")
+        found = read_results(results) if results else None
+        say(f"{write_card(folder, license, found, overwrite)} is written")
+    except (OSError, ValueError) as error:
+        fail(error)
+
+
+@app.command()
+def doctor() -> None:
+    """Look over this installation, and say what is wrong and how to cure it (exit code 1)."""
+    start_jax()
+    programs = enable_compilation_cache()
+    from upsr_jax.upscale.doctor import examine
+
+    wrong = []
+    for finding in examine(programs):
+        say(f"{finding.name:<10} {finding.text}")
+        wrong += [finding.wrong] if finding.wrong else []
+    say("")
+    for sentence in wrong:
+        say(f"wrong: {sentence}", err=True)
+    if wrong:
+        raise typer.Exit(1)
+    say("nothing is wrong")
 
 
 def prepare_folder(out: Path) -> None:
@@ -502,19 +577,24 @@ def start_jax() -> None:
         fail(error)
 
 
-def enable_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, if that works and no other is set."""
+def enable_compilation_cache() -> Path | None:
+    """Keep compiled programs in the user's cache folder, if that works and no other is set.
+
+    Returns the folder, None if there is none.
+    """
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
+    if own := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return Path(own)
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upsr_jax"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return
-    if os.access(folder, os.W_OK):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        return None
+    if not os.access(folder, os.W_OK):
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder
 
 
 def say(line: object, err: bool = False) -> None:

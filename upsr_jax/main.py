@@ -31,12 +31,14 @@ def main(_: list[str]) -> None:
     import cv2
 
     from upsr_jax.cluster import join, stop
+    from upsr_jax.cluster.compiler import use_safe_compiler
     from upsr_jax.cluster.devices import check_devices
     from upsr_jax.files.names import show
     from upsr_jax.train.checkpoints import quiet_orbax
     from upsr_jax.train.evaluate import evaluate
     from upsr_jax.train.loop import train_and_evaluate
 
+    use_safe_compiler()
     quiet_orbax()
     logging.getLogger("upsr_jax").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in photos

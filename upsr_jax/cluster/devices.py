@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from upsr_jax.cluster.compiler import compiler_options
+
 WHOLE, SPLIT = PartitionSpec(), PartitionSpec("batch")
 
 
@@ -74,7 +76,11 @@ def split_rows(function: Callable[[Any, Any], Any], mesh: Mesh) -> Any:
     on_each_device = jax.shard_map(
         function, mesh=mesh, in_specs=specs, out_specs=SPLIT, check_vma=False
     )
-    return jax.jit(on_each_device, in_shardings=[NamedSharding(mesh, spec) for spec in specs])
+    return jax.jit(
+        on_each_device,
+        in_shardings=[NamedSharding(mesh, spec) for spec in specs],
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
+    )
 
 
 @contextmanager

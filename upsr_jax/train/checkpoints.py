@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as ocm
 
+from upsr_jax.cluster.compiler import compiler_options
 from upsr_jax.evaluation.metric_list import METRICS
 from upsr_jax.files.find import check_local
 from upsr_jax.models.config import ModelConfig
@@ -408,10 +409,10 @@ def _by_name(trees: Mapping[str, Any]) -> dict[str, Any]:
 def _sum_arrays(trees: Mapping[str, Any]) -> dict[str, int]:
     """Sum the bits of every array on the devices."""
     arrays = _by_name(trees)
-    return dict(zip(arrays, jax.device_get(_sums(list(arrays.values()))).tolist(), strict=True))
+    sums = jax.jit(_sums, compiler_options=compiler_options(jax.default_backend()))
+    return dict(zip(arrays, jax.device_get(sums(list(arrays.values()))).tolist(), strict=True))
 
 
-@jax.jit
 def _sums(arrays: list[jax.Array]) -> jax.Array:
     return jnp.stack([bit_sum(x) for x in arrays])
 

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from upsr_jax.cluster.compiler import compiler_options
 from upsr_jax.cluster.environment import device_memory
 from upsr_jax.cluster.join import create_workdir
 from upsr_jax.data.pipeline import check_images, example_names, open_sources, train_batches
@@ -126,6 +127,7 @@ def train_and_evaluate(
             ),
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), replicated(mesh)),
             donate_argnums=0,
+            compiler_options=compiler_options(jax.default_backend()),
         )
         done = first = int(state.step)
         batches = resources.enter_context(

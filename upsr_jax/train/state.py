@@ -10,6 +10,7 @@ from flax import struct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from upsr_jax.cluster.compiler import compiler_options
 from upsr_jax.models.build import init_denoiser, init_estimator
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.train.sharding import put, replicated, split_state
@@ -76,12 +77,19 @@ def create_sharded_state(
     """
     shapes = abstract_state(config, optimizer, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    options = compiler_options(jax.default_backend())
     if config.pretrained[config.network]:
         params = put(load_part(config, config.network), shardings.params)
     else:
-        params = jax.jit(partial(draw_params, config), out_shardings=shardings.params)()
-    create = partial(create_state, optimizer=optimizer)
-    return jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
+        draw = partial(draw_params, config)
+        params = jax.jit(draw, out_shardings=shardings.params, compiler_options=options)()
+    create = jax.jit(
+        partial(create_state, optimizer=optimizer),
+        out_shardings=shardings,
+        donate_argnums=0,
+        compiler_options=options,
+    )
+    return create(params)
 
 
 def abstract_state(

@@ -74,7 +74,7 @@ def upscale_photo(
     heat = None
     if unsure is not None:
         heat_file, heat = io.BytesIO(), draw_uncertainty(unsure, picture.height, picture.width)
-        write_bands(heat_file, [heat], *heat.shape[:2], "png", note=note)
+        write_bands(heat_file, [heat], heat.shape[0], heat.shape[1], "png", note=note)
         heat = heat_file.getvalue()
     return Result(
         file.getvalue(),

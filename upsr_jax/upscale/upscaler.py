@@ -39,9 +39,9 @@ from upsr_jax.upscale.restore import (
 from upsr_jax.upscale.sizes import Wanted, alpha_rows, resize_bands, result_size
 from upsr_jax.upscale.tiles import SCALE, blend_bands, noise_window, pad_reflect, tile_grid
 from upsr_jax.weights.model_folder import CHECKSUMS, load_model
+from upsr_jax.weights.models import BUILT_IN_MODEL, find_model
 
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # BT.601
-BUILT_IN_MODEL = Path(__file__).parents[1] / "assets" / "lite_x4"
 TILE, OVERLAP = 256, 32  # low-resolution pixels
 PRECISIONS = ("float32", "bfloat16", "auto")
 ROWS = 256  # of a band that is rounded at once
@@ -97,8 +97,9 @@ class Upscaler:
         precision: str | None = None,
         **sampling: Any,
     ) -> "Upscaler":
-        """Load a model folder, by default the built-in model, to run on all local devices.
+        """Load a model, by default the built-in one, to run on all local devices.
 
+        `folder` is a model folder, or the name of a model as `weights.models.find_model` takes it.
         `device` is "cpu", "gpu", "tpu" or one of them by number, as "gpu:1"; `precision` of the
         networks' arithmetic is "float32", "bfloat16", or "auto", which is float32 on CPUs and
         bfloat16 elsewhere; None is what the model was trained in. The other options are those of
@@ -106,7 +107,7 @@ class Upscaler:
         can't sample so, or there is no such device.
         """
         check_not_forked()
-        folder = Path(folder or BUILT_IN_MODEL)
+        folder = find_model(folder)
         config, params = load_model(folder, check_weights=folder != BUILT_IN_MODEL)
         if "estimator" not in params or config.network not in params:
             missing = "denoiser" if "estimator" in params else "estimator"

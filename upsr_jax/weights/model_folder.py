@@ -28,6 +28,8 @@ from upsr_jax.models.build import CONFIG_BLOCKS, check_params
 from upsr_jax.models.config import ModelConfig
 
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "sha256"
+# What may lie beside them, without a sum: a page for a hub, and where a hub's model is from.
+CARD, SOURCE = "README.md", "source.json"
 MOST_CONFIG_BYTES = 2**20
 
 
@@ -40,7 +42,7 @@ def save_model(
     """Write a model folder; arrays keep their dtype and are named by their path, joined by "/".
 
     Without a denoiser and an estimator there is no config. Raises FileExistsError if the folder
-    exists, unless `overwrite` and it holds a model.
+    exists, unless `overwrite` and it holds a model, whose README.md then stays.
     """
     arrays = {
         # safetensors writes a transposed view's buffer as it lies, that is, wrongly.
@@ -52,7 +54,8 @@ def save_model(
     restore_former(folder)
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} exists already: choose another folder or overwrite it")
-    if folder.exists() and {path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG, CHECKSUMS}:
+    ours = {WEIGHTS, CONFIG, CHECKSUMS, CARD, SOURCE}
+    if folder.exists() and {path.name for path in folder.iterdir()} - ours:
         raise FileExistsError(f"{folder} holds other files than a model's: choose another folder")
     with naming_full_disk(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +64,8 @@ def save_model(
         write_json(part / CONFIG, config.as_dict() if config else {})
         sums = [f"{file_sha256(part / name)}  {name}\n" for name in (WEIGHTS, CONFIG)]
         write_whole(part / CHECKSUMS, "".join(sums).encode())
+        if (folder / CARD).is_file():
+            write_whole(part / CARD, (folder / CARD).read_bytes())
 
 
 def load_model(
