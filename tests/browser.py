@@ -59,11 +59,12 @@ class Browser:
         message, _, self.received = self.received.partition(b"\0")
         return json.loads(message)
 
-    def open(self, page: Path, width: int = 1000, height: int = 800) -> None:
-        """Open a file in a window of a size, and wait until all its pictures are decoded."""
+    def open(self, page: Path | str, width: int = 1000, height: int = 800) -> None:
+        """Open a file or URL in a window of a size, and wait until its pictures are decoded."""
         self.events.clear()
         self.resize(width, height)
-        self.send("Page.navigate", url=page.resolve().as_uri())
+        url = page if isinstance(page, str) else page.resolve().as_uri()
+        self.send("Page.navigate", url=url)
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._receive())
         self.run("Promise.all([...document.images].map((image) => image.decode())).then(() => 0)")
@@ -137,7 +138,7 @@ def start_browser(profile: Path) -> Iterator[Browser]:
         "--disable-dev-shm-usage",
         "--no-first-run",
         "--remote-debugging-pipe",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
         f"--user-data-dir={profile}",
     ]
     process = subprocess.Popen(

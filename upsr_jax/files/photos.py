@@ -96,8 +96,15 @@ def visible_colours(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h 
 
 def count_pixels(path: str | Path) -> int:
     """Tell from its header how many pixels a photo has; raise ImageError as `read_image` does."""
-    with _open(path, str(path)) as image:
-        return image.width * image.height
+    height, width = read_size(path)
+    return height * width
+
+
+def read_size(photo: str | Path | bytes) -> tuple[int, int]:
+    """Tell from its header the height and width of a photo, upright; raise as `read_image` does."""
+    with _open(photo, _name(photo)) as image:
+        is_turned = exif.find_turn(image) in exif.SIDEWAYS
+        return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
 def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
