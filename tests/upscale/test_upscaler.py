@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from photos import enlarge, photo
+from photos import draw_photo, enlarge, photo
 from PIL import Image
 from stand_in import repeat, restoration
 from tiny_model import save_tiny_model
@@ -22,6 +22,7 @@ from configs import tiny
 from upsr_jax import Upscaler
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.ops import bicubic_upsample
+from upsr_jax.upscale.restore import Restoration
 from upsr_jax.upscale.tiles import noise_window
 from upsr_jax.upscale.upscaler import _as_pixels, check_seed
 from upsr_jax.weights.model_folder import load_model, save_model
@@ -229,17 +230,111 @@ def test_a_forked_process_is_told_instead_of_hanging(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "image",
+    ("image", "match"),
     [
-        np.zeros((5, 5, 3), np.float32),
-        np.zeros((5, 5, 2), np.uint8),
-        np.zeros((1, 5, 5, 3), np.uint8),
-        np.zeros((0, 5, 3), np.uint8),
+        (np.zeros((5, 5, 2), np.uint8), r"must be \[h, w\], \[h, w, 3\] or"),
+        (np.zeros((1, 5, 5, 3), np.uint8), r"must be \[h, w\]"),
+        (np.zeros((0, 5, 3), np.uint8), r"must be \[h, w\]"),
+        (np.zeros((5, 5, 3), np.int32), "int32, but must be uint8, uint16, or floats"),
+        (np.full((5, 5, 3), 1.5), r"values out of 0\.\.1"),
+        (np.full((5, 5, 3), np.nan, np.float32), r"values out of 0\.\.1"),
     ],
 )
-def test_other_arrays_are_refused(image):
-    with pytest.raises(ValueError, match=r"must be uint8 \[h, w\]"):
+def test_other_arrays_are_refused(image, match):
+    with pytest.raises(ValueError, match=match):
         Upscaler(repeat, {})(image)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_what_comes_out_is_of_the_type_that_went_in(dtype, channels):
+    image = np.random.default_rng(0).integers(999, 65536, (70, 90, channels)).astype(np.uint16)
+    if dtype != np.uint16:
+        image = (image / 65535 * (255 if dtype == np.uint8 else 1)).astype(dtype)
+    result = Upscaler(repeat, {}, tile=64)(image)
+    assert result.dtype == (dtype if np.issubdtype(dtype, np.integer) else np.float32)
+    difference = result[..., :3].astype(np.float64) - enlarge(image[..., :3])
+    # 16 bits go through the network in float32
+    assert np.abs(difference).max() <= (1 if np.issubdtype(dtype, np.integer) else 1e-6)
+
+
+@pytest.mark.parametrize("tile", [64, 256])
+@pytest.mark.parametrize("scale", [1, 1.7, 2, 3.99, 4, 5, 16])
+def test_results_have_any_scale(scale, tile):
+    """In tiles or not, they are what Pillow makes of the whole four or sixteen times as large."""
+    image = draw_photo(0, 70, 50)
+    result = Upscaler(repeat, {}, tile=tile)(image, scale=scale)
+    whole = enlarge(image) if scale <= 4 else enlarge(enlarge(image))
+    size = round(scale * 50), round(scale * 70)
+    channels = [
+        np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.LANCZOS))
+        for channel in np.ascontiguousarray(np.moveaxis(whole.astype(np.float32), -1, 0))
+    ]
+    expected = np.clip(np.stack(channels, axis=-1), 0, 255)
+    assert result.shape == expected.shape
+    assert np.abs(result - expected).max() <= 0.501  # rounding
+
+
+@pytest.mark.parametrize("scale", [0.5, 17, float("nan")])
+def test_a_scale_that_can_not_be_is_refused(scale):
+    with pytest.raises(ValueError, match=r"scale is .*, but must lie in 1\.\.16"):
+        Upscaler(repeat, {})(photo(5, 5), scale=scale)
+
+
+def test_uncertainty_comes_beside_the_image():
+    def unsure(params, lr, noise):
+        image = repeat(params, lr, noise).image
+        return Restoration(image, image, image, 0.4 + 0.3 * (enlarge(lr) + 1))
+
+    upscaler = Upscaler(unsure, {}, tile=64, recipe={"prior": {"un": 0.1, "min_noise": 0.4}})
+    image = photo(70, 90)
+    result, uncertainty = upscaler(image, return_uncertainty=True)
+    np.testing.assert_array_equal(result, upscaler(image))
+    assert np.abs(uncertainty - image.mean(-1) / 255).max() < 1e-5
+    for prior in ({"un": 0, "min_noise": 0.4}, {"un": 0.1, "min_noise": 1.0}):
+        with pytest.raises(ValueError, match="can't tell where it is unsure"):
+            Upscaler(unsure, {}, recipe={"prior": prior})(image, return_uncertainty=True)
+
+
+@pytest.mark.parametrize("scale", [2, 6])
+def test_progress_grows_to_the_whole_and_may_end_the_work(scale):
+    seen = []
+    upscaler = Upscaler(repeat, {}, tile=64)
+    upscaler(photo(100, 150), scale=scale, on_progress=lambda *args: seen.append(args))
+    area = scale**2 * 100 * 150
+    assert seen == sorted(seen)
+    assert len({done for done, _ in seen}) > 5
+    assert seen[-1] == (area, area)
+
+    def cancel(done, total):
+        if done > 0.4 * total:
+            raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        upscaler(photo(100, 150), scale=scale, on_progress=cancel)
+
+
+def test_a_list_gives_a_list():
+    images = [photo(20 + n, 60, seed=n) for n in range(4)]
+    upscaler = Upscaler(repeat_with_noise, {}, tile=64, batch=2)
+    for result, image in zip(upscaler(images, seed=3), images, strict=True):
+        np.testing.assert_array_equal(result, upscaler(image, seed=3))
+    assert upscaler([]) == []
+
+
+def test_device_and_precision_are_chosen(tmp_path):
+    model = save_tiny_model(tmp_path / "model")
+    image = photo(16, 16)
+    plain = Upscaler.from_pretrained(model, tile=64)
+    chosen = Upscaler.from_pretrained(model, tile=64, device="cpu:0", precision="auto")
+    np.testing.assert_array_equal(plain(image), chosen(image))
+    short = Upscaler.from_pretrained(model, tile=64, precision="bfloat16")
+    assert (short(image) != plain(image)).any()
+    assert short.describe("0", 0) != plain.describe("0", 0)
+    with pytest.raises(ValueError, match="there is no device 'gpu:1': choose cpu, or"):
+        Upscaler.from_pretrained(model, device="gpu:1")
+    with pytest.raises(ValueError, match="precision is 'half': choose one of float32"):
+        Upscaler.from_pretrained(model, precision="half")
 
 
 def test_transparency_is_enlarged_smoothly():

@@ -26,13 +26,25 @@ def check_devices() -> None:
         ) from error
 
 
-def local_mesh() -> Mesh:
+def local_mesh(device: str | None = None) -> Mesh:
     """Line up the devices of this process, over which batches are split.
 
-    Raises ValueError as `check_devices` does.
+    `device` chooses them: "cpu", "gpu" or "tpu", or one of these by number, as "gpu:1". Raises
+    ValueError as `check_devices` does, or if there is no such device.
     """
     check_devices()
-    return Mesh(np.asarray(jax.local_devices()), ("batch",))
+    devices = jax.local_devices()
+    if device is not None:
+        platform, _, number = device.partition(":")
+        try:
+            devices = jax.local_devices(backend=platform)
+            devices = [devices[int(number)]] if number else devices
+        except (RuntimeError, ValueError, IndexError) as error:
+            found = ", ".join(f"{each.platform}:{i}" for i, each in enumerate(devices))
+            raise ValueError(
+                f"there is no device {device!r}: choose cpu, or one of those found here, {found}"
+            ) from error
+    return Mesh(np.asarray(devices), ("batch",))
 
 
 def put_whole(tree: Any, mesh: Mesh) -> Any:

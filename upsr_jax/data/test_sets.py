@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from upsr_jax.data.degradation.host import degrade
 from upsr_jax.data.sources import PairFiles, by_stem, fit_pair, list_pairs
 from upsr_jax.files.find import find_images
+from upsr_jax.files.metadata import Metadata
 from upsr_jax.files.photos import read_photo, read_rgb, visible_colours
 from upsr_jax.files.whole import file_sha256
 
@@ -50,7 +50,7 @@ class Example(NamedTuple):
     """A low-resolution image, RGB, 8 bits, and its ground truth, if there is one.
 
     `picture` is the low-resolution image as it was read, with its transparency if it has any, and
-    `kept` what a result keeps of its EXIF data.
+    `kept` what a result keeps beside the pixels.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Example(NamedTuple):
     hr: UInt8[np.ndarray, "4*h 4*w 3"] | None
     sha256: str  # of the entry's files
     picture: UInt8[np.ndarray, "h w c"]
-    kept: Image.Exif | None = None
+    kept: Metadata | None = None
     source_sha256: str = ""  # of the low-resolution image's file, or what it is made of
 
 
@@ -103,7 +103,7 @@ def make_read_fn(images: ImageSet) -> Callable[[Entry], Example]:
         hr = kept = None
         if entry.lr is not None:
             source_sha256 = digests[0]
-            picture, kept = read_photo(entry.lr)
+            picture, kept, _ = read_photo(entry.lr)
             lr = visible_colours(picture)
             if entry.gt is not None:
                 hr = fit_pair(PairFiles(entry.gt, entry.lr), read_rgb(entry.gt), lr).hr

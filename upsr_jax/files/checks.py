@@ -4,13 +4,18 @@ Damage is a ValueError. Which files cost too much is for the caller to say.
 """
 
 import ctypes
+import io
 import logging
+import os
 import re
+import struct
 import zlib
 from contextlib import suppress
+from typing import BinaryIO
 
 from PIL import Image, TiffImagePlugin
 
+File = BinaryIO | io.BytesIO  # that one lacks what the other has: a name
 PNG_START = b"\x89PNG\r\n\x1a\n"
 SCAN = b"\xff\xda"
 END_OF_IMAGE = 0xD9
@@ -71,3 +76,15 @@ def check_tiff(data: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2, most: i
                 break
         if most < 0 or not stream.eof:
             raise ValueError("its compressed pixels have no end")
+
+
+def ends_with_a_box(file: File) -> bool:
+    """Tell if a file of boxes, as AVIF, ends where its last box does (ISO 14496-12, 4.2)."""
+    end, place = file.seek(0, os.SEEK_END), 0
+    while place < end:
+        file.seek(place)
+        size, _, long_size = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+        if size == 0:  # up to the end, wherever that is
+            return False
+        place += long_size if size == 1 else max(size, 8)
+    return place == end

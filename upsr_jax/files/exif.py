@@ -3,10 +3,13 @@
 Damaged data says nothing, and fails no photo.
 """
 
+from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 from PIL import Image
 from PIL.ExifTags import IFD, Base
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,6 +34,7 @@ DROPPED = {  # of the others: pixels and colours of the source, and a block that
     *(Base.ColorSpace, Base.ExifInteroperabilityOffset, Base.MakerNote),
 }
 MAX_BYTES = 65_533  # that a JPEG holds
+START = b"Exif\0\0"  # of encoded data, as in a JPEG
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
@@ -68,20 +72,40 @@ def read_kept(image: Image.Image) -> Image.Exif:
 
 def encode(kept: Image.Exif, note: str) -> bytes:
     """Encode EXIF data, and a note where `read_note` finds it; that alone if the rest can't be."""
-    noted = {NOTE: note} if note else {}
-    for tags in ({**kept, **noted}, noted):
-        exif = Image.Exif()
-        for tag, value in tags.items():
-            exif[tag] = value
+    for exif in _with_note(kept, note):
         with suppress(Exception):
-            data = exif.tobytes() if tags else b""
+            data = exif.tobytes() if exif else b""
             if len(data) <= MAX_BYTES:
                 return data
     return b""
 
 
+def as_tags(kept: Image.Exif, note: str) -> dict[int, Any]:
+    """Give EXIF data as tags of a TIFF file, as `encode` encodes it."""
+    for exif in _with_note(kept, note):
+        tags = dict(exif)
+        with suppress(Exception):
+            directory = ImageFileDirectory_v2()
+            for tag, value in tags.items():
+                directory[tag] = value
+            directory.tobytes()
+            return tags
+    return {}
+
+
+def _with_note(kept: Image.Exif, note: str) -> Iterator[Image.Exif]:
+    noted = {NOTE: note} if note else {}
+    for tags in ({**kept, **noted}, noted):
+        exif = Image.Exif()
+        for tag, value in tags.items():
+            exif[tag] = value
+        yield exif
+
+
 def read_note(image: Image.Image) -> str | None:
     """Read the note of an image from its header; raises anything if there is no EXIF data."""
+    if isinstance(image, TiffImageFile):
+        return image.tag_v2.get(NOTE)
     exif = Image.Exif()
     exif.load(image.info["exif"])  # getexif would decode all of a PNG to look behind it
     return exif.get(NOTE)

@@ -11,20 +11,29 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from upsr_jax.files import checks, exif
+from upsr_jax.files.metadata import Metadata, read_metadata
 
 logger = logging.getLogger(__name__)
 
 READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+# What the result of each is, to be as the photo; all others become PNG
+RESULT_FORMATS = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "WEBP": "webp",
+    "TIFF": "tiff",
+    "AVIF": "avif",
+}
 MAX_PIXELS = 2**26  # the result has 16 times as many, 3 GiB of them
 TOO_LARGE = f"more than {MAX_PIXELS:,} pixels, the most that is read; cut it into parts."
 MAX_SIDE = 2**18  # as a row takes memory of its own
@@ -45,6 +54,24 @@ class ImageError(ValueError):
     """A picture that cannot be read or written; the message names the file and the cure."""
 
 
+class Photo(NamedTuple):
+    """A photo as it was read.
+
+    `pixels` are RGB, or RGBA, not premultiplied, if any pixel is not opaque; upright, grey
+    repeated. `kept` is what its result keeps, `format` what a result is written as that is to be as
+    the photo: one of `write_photo.FORMATS`.
+    """
+
+    pixels: UInt8[np.ndarray, "h w c"]
+    kept: Metadata
+    format: str
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether R = G = B everywhere."""
+        return all((row[:, :3] == row[:, :1]).all() for row in self.pixels)
+
+
 def read_image(photo: str | Path | bytes) -> UInt8[np.ndarray, "h w c"]:
     """Read a photo as it is meant to be seen: upright, sRGB, 8 bits.
 
@@ -53,14 +80,15 @@ def read_image(photo: str | Path | bytes) -> UInt8[np.ndarray, "h w c"]:
     Raises ImageError for anything else than one whole picture of at most MAX_PIXELS pixels; nothing
     is decoded before it is known what that costs. `photo` is a file or what one holds.
     """
-    return read_photo(photo)[0]
+    return read_photo(photo).pixels
 
 
-def read_photo(photo: str | Path | bytes) -> tuple[UInt8[np.ndarray, "h w c"], Image.Exif]:
-    """Read a photo as `read_image` does, and of its EXIF data what its result keeps."""
+def read_photo(photo: str | Path | bytes) -> Photo:
+    """Read a photo as `read_image` does, and what its result keeps."""
     name = _name(photo)
     with _open(photo, name) as image:
-        return _decode(image, name), exif.read_kept(image)
+        pixels, format = _decode(image, name), RESULT_FORMATS.get(image.format or "", "png")
+        return Photo(pixels, read_metadata(image), format)
 
 
 def read_rgb(photo: str | Path | bytes, name: str = "") -> UInt8[np.ndarray, "h w 3"]:
@@ -79,19 +107,22 @@ def _name(photo: str | Path | bytes) -> str:
     return "image" if isinstance(photo, bytes) else str(photo)
 
 
-def visible_colours(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+def visible_colours(pixels: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "h w 3"]:
     """Take the colours of RGB or RGBA; what is hidden takes that of visible pixels nearby.
 
-    A hidden pixel's own colour would bleed into the edges of what is seen.
+    A hidden pixel's own colour would bleed into the edges of what is seen. `pixels` are uint8,
+    uint16 or floats in 0..1.
     """
     if pixels.shape[-1] == 3:
         return pixels
     rgb, alpha = pixels[..., :3], pixels[..., 3:]
-    weight = alpha.astype(np.float32) / 255
+    is_whole = np.issubdtype(pixels.dtype, np.integer)
+    weight = alpha.astype(np.float32) / (np.iinfo(pixels.dtype).max if is_whole else 1)
     near = cv2.GaussianBlur(rgb * weight, (0, 0), 4) / (
         cv2.GaussianBlur(weight, (0, 0), 4)[..., None] + 1e-6
     )
-    return np.where(alpha == 0, np.round(near).astype(np.uint8), rgb)
+    near = np.round(near) if is_whole else near
+    return np.where(alpha == 0, near.astype(pixels.dtype), rgb)
 
 
 def count_pixels(path: str | Path) -> int:

@@ -32,7 +32,7 @@ from upsr_jax.files.photos import (
     read_photo,
 )
 from upsr_jax.files.whole import file_sha256, remove_parts
-from upsr_jax.files.write_photo import ENCODERS, check_storable, is_whole, write_image
+from upsr_jax.files.write_photo import check_storable, format_of, is_whole, write_image
 from upsr_jax.upscale.tiles import SCALE
 from upsr_jax.upscale.upscaler import Upscaler
 
@@ -64,7 +64,7 @@ def plan(inputs: list[Path], out: Path, format: str | None) -> tuple[list[Job], 
     if len(inputs) > 1 or os.path.isdir(inputs[0]):
         raise ValueError(f"--out {out} names one picture, and here may be several; name a folder.")
     check_storable(out, 1, 1, has_alpha=False)
-    if format and ENCODERS[f".{format}"] != ENCODERS[out.suffix.lower()]:
+    if format and format != format_of(out):
         raise ValueError(f"--out {out} is not of --format {format}; leave one of them out.")
     return [Job(inputs[0], out)], out.parent, []
 
@@ -273,7 +273,7 @@ def run_job(
                 "add --overwrite to replace it."
             )
     with room.hold(pixels):
-        image, kept = read_photo(job.source)
+        image, kept, _ = read_photo(job.source)
         height, width, channels = image.shape
         check_storable(job.target, 4 * height, 4 * width, has_alpha=channels == 4)
         result = upscaler(image, seed, progress)

@@ -1,36 +1,45 @@
-"""STAND-IN of the seam, dropped at the merge."""
+"""One photo: from a file to a file, as it was, only larger. The command and the server use it."""
 
-import dataclasses
+import hashlib
 import io
-from collections.abc import Callable
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
-from PIL import Image
+from jaxtyping import Float32, UInt8
 
-from upsr_jax.files.photos import read_photo
+from upsr_jax.files.metadata import Metadata
+from upsr_jax.files.photos import Photo, read_photo
+from upsr_jax.files.whole import file_sha256
+from upsr_jax.files.write_photo import ENCODERS, check_storable, choose_format, write_bands
+from upsr_jax.upscale.sizes import Wanted, result_size
+from upsr_jax.upscale.upscaler import Progress, Upscaler
+
+AS_IT_WAS = Wanted()
+MAX_HEAT = 2**26  # pixels of a map of uncertainty; one of more is as small as the photo
 
 
-@dataclasses.dataclass(frozen=True)
-class Wanted:
-    scale: float | None = None
-    width: int | None = None
-    height: int | None = None
-    max_side: int | None = None
-    format: str = "auto"
-    quality: int | None = None
-    strip_metadata: bool = False
-    strip_location: bool = False
+class Picture(NamedTuple):
+    """A result that is computed as its bands are taken: what `write_photo.write_bands` writes."""
 
-    def __post_init__(self) -> None:
-        if self.scale is not None and not 1 <= self.scale <= 16:
-            raise ValueError(f"scale is {self.scale:g}, but must lie in 1..16")
-        if self.format not in ("auto", "png", "jpg", "webp", "tiff", "avif", "jxl"):
-            raise ValueError(f"no format {self.format!r}: choose auto, png")
+    bands: Iterator[np.ndarray]
+    height: int
+    width: int
+    format: str
+    quality: int | None
+    kept: Metadata
+    note: str
+    is_grey: bool
 
 
 class Result(NamedTuple):
+    """The file of a result, and what was done; `uncertainty` is a PNG."""
+
     data: bytes
     format: str
     width: int
@@ -40,32 +49,101 @@ class Result(NamedTuple):
     uncertainty: bytes | None
 
 
-def result_size(height: int, width: int, wanted: Wanted) -> tuple[int, int]:
-    scale = wanted.scale or 4
-    return round(scale * height), round(scale * width)
-
-
 def upscale_photo(
-    upscaler: Any,
+    upscaler: Upscaler,
     source: str | Path | bytes,
-    wanted: Wanted = Wanted(),
+    wanted: Wanted = AS_IT_WAS,
     seed: int = 0,
     *,
     uncertainty: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Result:
-    image, _ = read_photo(source)
-    h, w = result_size(*image.shape[:2], wanted)
-    if on_progress:
-        on_progress(0, h * w)
-    result = Image.fromarray(upscaler(image, seed)).resize((w, h))
-    if on_progress:
-        on_progress(h * w, h * w)
+    """Upscale a photo, a file or what one holds, in memory.
+
+    `on_progress` is called as `Upscaler.__call__` does it. Raises ImageError for a photo that can't
+    be read or whose result the format can't hold, ValueError for a size that can't be, and what
+    `Upscaler.__call__` raises.
+    """
+    note = describe(upscaler, source, wanted, seed)
+    with caught_warnings() as warnings:
+        photo = read_photo(source)
+    unsure = np.zeros(photo.pixels.shape[:2], np.float32) if uncertainty else None
+    picture = begin(upscaler, photo, wanted, seed, note, unsure, on_progress)
     file = io.BytesIO()
-    format = "png" if wanted.format == "auto" else wanted.format
-    result.convert("RGB").save(file, {"jpg": "jpeg"}.get(format, format))
-    grey = io.BytesIO()
-    Image.fromarray(np.full((h, w), 100, np.uint8)).save(grey, "png")
+    write_bands(file, *picture)
+    heat = None if unsure is None else encode_heat(unsure, picture.height, picture.width)
     return Result(
-        file.getvalue(), format, w, h, "note", (), grey.getvalue() if uncertainty else None
+        file.getvalue(), *picture[3:4], picture.width, picture.height, note, tuple(warnings), heat
     )
+
+
+def describe(upscaler: Upscaler, source: str | Path | bytes, wanted: Wanted, seed: int) -> str:
+    """Name all that decides a result, but for its format, which its file tells."""
+    if isinstance(source, bytes):
+        sha256 = hashlib.sha256(source).hexdigest()
+    else:
+        sha256 = file_sha256(Path(source))
+    return upscaler.describe(sha256, seed, **wanted.changes())
+
+
+def begin(
+    upscaler: Upscaler,
+    photo: Photo,
+    wanted: Wanted,
+    seed: int,
+    note: str,
+    uncertainty: Float32[np.ndarray, "h w"] | None = None,
+    on_progress: Progress | None = None,
+    format: str | None = None,
+) -> Picture:
+    """Begin the result of a photo; what `photo` and the options ask for is checked at once.
+
+    `uncertainty` is filled as the bands are taken. `format` goes before that of `wanted`.
+    """
+    size = result_size(*photo.pixels.shape[:2], wanted)
+    format = format or choose_format(wanted.format, photo, *size)
+    check_storable(format, *size, has_alpha=photo.pixels.shape[2] == 4)
+    bands = upscaler.upscale_bands(photo.pixels, size, seed, uncertainty, on_progress)
+    if photo.pixels.dtype == np.uint16 and ENCODERS[format].bits == 8:
+        bands = (np.round(band / 257).astype(np.uint8) for band in bands)
+    kept = stripped(photo.kept, wanted)
+    return Picture(bands, *size, format, wanted.quality, kept, note, photo.is_grey)
+
+
+def stripped(kept: Metadata, wanted: Wanted) -> Metadata:
+    """Leave out of a photo's metadata what is not wanted; its colours stay what they are."""
+    if wanted.strip_metadata:
+        return Metadata(icc=kept.icc)
+    return kept.without_location() if wanted.strip_location else kept
+
+
+def encode_heat(uncertainty: Float32[np.ndarray, "h w"], height: int, width: int) -> bytes:
+    """Encode a map of uncertainty as a PNG of a result's size: dark is sure, bright is not."""
+    if height * width <= MAX_HEAT:
+        uncertainty = cv2.resize(uncertainty, (width, height), interpolation=cv2.INTER_LINEAR)
+    levels = np.round(255 * np.clip(uncertainty, 0, 1)).astype(np.uint8)
+    heat: UInt8[Any, "h w 3"] = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1]
+    file = io.BytesIO()
+    write_bands(file, [np.ascontiguousarray(heat)], *heat.shape[:2], "png")
+    return file.getvalue()
+
+
+@contextmanager
+def caught_warnings() -> Iterator[list[str]]:
+    """Gather what is warned of while this thread reads a photo, instead of printing it."""
+    found: list[str] = []
+    thread = threading.get_ident()
+
+    class Gather(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            if record.thread != thread or record.levelno != logging.WARNING:
+                return True
+            found.append(record.getMessage())
+            return False
+
+    logger, gather = logging.getLogger("upsr_jax.files.photos"), Gather()
+    logger.addFilter(gather)
+    try:
+        yield found
+    finally:
+        logger.removeFilter(gather)

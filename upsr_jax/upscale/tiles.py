@@ -78,6 +78,8 @@ def pad_reflect(
     image: Shaped[np.ndarray, "h w c"], height: int, width: int
 ) -> Shaped[np.ndarray, "height width c"]:
     """Extend an image right and bottom by reflection, back and forth as often as needed."""
+    if image.shape[:2] == (height, width):
+        return image  # which may be large, and is not copied
     rows = _reflect(image.shape[0], height)
     columns = _reflect(image.shape[1], width)
     return image[rows][:, columns]

@@ -12,17 +12,15 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Shaped, UInt8
 from PIL import Image
-from tqdm import tqdm
 
 from upsr_jax.cluster.devices import fitting, local_mesh, put_whole, split_rows
 from upsr_jax.cluster.environment import program
@@ -38,12 +36,17 @@ from upsr_jax.upscale.restore import (
     padded_side,
     with_sampling,
 )
+from upsr_jax.upscale.sizes import Wanted, alpha_rows, resize_bands, result_size
 from upsr_jax.upscale.tiles import SCALE, blend_bands, noise_window, pad_reflect, tile_grid
 from upsr_jax.weights.model_folder import CHECKSUMS, load_model
 
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # BT.601
 BUILT_IN_MODEL = Path(__file__).parents[1] / "assets" / "lite_x4"
 TILE, OVERLAP = 256, 32  # low-resolution pixels
+PRECISIONS = ("float32", "bfloat16", "auto")
+ROWS = 256  # of a band that is rounded at once
+
+Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Upscaler:
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     overlap: int = OVERLAP
     blend: str = "feather"
-    parts: Sequence[str] = ("image",)
+    parts: Sequence[str] = ("image", "noise_weight")
     made_of: tuple[Any, ...] | None = dataclasses.field(default=None, repr=False, compare=False)
     _batcher: TileBatcher = dataclasses.field(init=False, repr=False, compare=False)
 
@@ -87,13 +90,22 @@ class Upscaler:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path | None = None, tile: int = TILE, **sampling: Any
+        cls,
+        folder: str | Path | None = None,
+        tile: int = TILE,
+        device: str | None = None,
+        precision: str | None = None,
+        **sampling: Any,
     ) -> "Upscaler":
         """Load a model folder, by default the built-in model, to run on all local devices.
 
-        The other options are those of `restore.Sampling`. Raises FileNotFoundError or ValueError if
-        it is no whole model folder or can't sample so.
+        `device` is "cpu", "gpu", "tpu" or one of them by number, as "gpu:1"; `precision` of the
+        networks' arithmetic is "float32", "bfloat16", or "auto", which is float32 on CPUs and
+        bfloat16 elsewhere; None is what the model was trained in. The other options are those of
+        `restore.Sampling`. Raises FileNotFoundError or ValueError if it is no whole model folder,
+        can't sample so, or there is no such device.
         """
+        check_not_forked()
         folder = Path(folder or BUILT_IN_MODEL)
         config, params = load_model(folder, check_weights=folder != BUILT_IN_MODEL)
         if "estimator" not in params or config.network not in params:
@@ -102,8 +114,9 @@ class Upscaler:
                 f"{folder} holds no {missing}; convert denoiser and estimator to one folder."
             )
         options = Sampling(**sampling)
+        config = with_precision(with_sampling(config, options), precision, local_mesh(device))
         return cls.from_params(
-            with_sampling(config, options), params, name_model(folder), options.fidelity, tile=tile
+            config, params, name_model(folder), options.fidelity, device=device, tile=tile
         )
 
     @classmethod
@@ -115,15 +128,16 @@ class Upscaler:
         fidelity: float = 0.0,
         tiles_per_device: int | None = None,
         make_program: Callable[[Callable[..., Any], Mesh], Any] = split_rows,
+        device: str | None = None,
         **settings: Any,
     ) -> "Upscaler":
-        """Run a model of NumPy arrays on all local devices.
+        """Run a model of NumPy arrays on all local devices, or on `device`.
 
         `model` names it in the recipe; `make_program` compiles as `devices.split_rows` does;
         `settings` are the other fields.
         """
         check_not_forked()
-        mesh = local_mesh()
+        mesh = local_mesh(device)
         super_resolve = make_super_resolve(config, fidelity)
         program = make_program(lambda params, tiles: super_resolve(params, *tiles), mesh)
         recipe = {
@@ -132,43 +146,130 @@ class Upscaler:
             "prior": config.prior,
             "fidelity": fidelity,
         }
+        if config.dtype != "float32":
+            recipe["precision"] = config.dtype
         return cls(
             lambda params, *tiles: program(params, tiles),
             put_whole(params, mesh),
-            batch=mesh.size * (tiles_per_device or cls.tiles_per_device()),
+            batch=mesh.size * (tiles_per_device or cls.tiles_per_device(mesh)),
             recipe=recipe,
-            made_of=(config, model, fidelity, tiles_per_device, make_program),
+            made_of=(config, model, fidelity, tiles_per_device, make_program, device),
             **settings,
         )
 
     @staticmethod
-    def tiles_per_device() -> int:
+    def tiles_per_device(mesh: Mesh | None = None) -> int:
         """Choose a batch: one tile keeps a CPU busy, and an accelerator gains from several."""
-        return 1 if jax.default_backend() == "cpu" else 4
+        return 1 if (mesh or local_mesh()).devices.flat[0].platform == "cpu" else 4
 
     def __call__(
         self,
-        image: np.ndarray | Image.Image | str | Path | bytes,
+        image: Any,
         seed: int = 0,
-        progress: bool = False,
-    ) -> UInt8[np.ndarray, "H W c"]:
+        *,
+        scale: float | int | None = None,
+        return_uncertainty: bool = False,
+        on_progress: Progress | None = None,
+    ) -> Any:
         """Upscale to RGB, or RGBA if the image has transparency; same seed, same bytes.
 
-        Of a grey image the result is grey, too: R = G = B in, R = G = B out.
-        An array is uint8 [h, w], [h, w, 3] or [h, w, 4]; a path or bytes are those of a photo, read
-        as `photos.read_image` does. `progress` shows a bar of tiles on stderr, if that is a
-        terminal. Raises ValueError for any other image, FloatingPointError if the model gives NaN,
+        `image` is a photo's path or bytes, read as `photos.read_image` does, a PIL image, or an
+        array [h, w], [h, w, 3] or [h, w, 4] of uint8, uint16 or floats in 0..1. The result is an
+        array [H, W, 3] or [H, W, 4] of the image's type, float32 for floats. Of a grey image it is
+        grey, too: R = G = B. A list of images, which may run together, gives a list of results.
+
+        `scale`, in 1..16, is 4 unless given: the model runs once, or twice above 4, and what is too
+        large is reduced. With `return_uncertainty` the result is a pair with an array float32
+        [h, w]: 0 where the estimator is sure of its estimate, 1 where it is least. `on_progress` is
+        called from the calling thread with the pixels of the result that are done, and all of
+        them; what it raises ends the work.
+
+        Raises ValueError for any other image or scale, FloatingPointError if the model gives NaN,
         MemoryError if a batch of tiles does not fit into the device's memory, and RuntimeError in a
         process that was forked.
         """
+        options = {"scale": scale, "return_uncertainty": return_uncertainty}
+        if isinstance(image, list | tuple):
+            call = functools.partial(self, seed=seed, on_progress=on_progress, **options)
+            with ThreadPoolExecutor(max(1, min(len(image), 2 * self.batch))) as pool:
+                return list(pool.map(call, image))
         pixels = _as_pixels(image)
-        height, width = pixels.shape[:2]
-        result = np.empty((SCALE * height, SCALE * width, 3), np.uint8)
+        new = result_size(*pixels.shape[:2], Wanted(scale))
+        uncertainty = np.zeros(pixels.shape[:2], np.float32) if return_uncertainty else None
+        result = np.empty((*new, pixels.shape[2]), pixels.dtype)
         row = 0
-        for band in self.restore_bands(visible_colours(pixels), seed, progress):
-            result[row : row + len(band)] = to_bytes(band[..., :3])
+        for band in self.upscale_bands(pixels, new, seed, uncertainty, on_progress):
+            result[row : row + len(band)] = band
             row += len(band)
-        return with_alpha(result, pixels)
+        return result if uncertainty is None else (result, uncertainty)
+
+    def upscale_bands(
+        self,
+        pixels: Shaped[np.ndarray, "h w c"],
+        new: tuple[int, int],
+        seed: int = 0,
+        uncertainty: Float32[np.ndarray, "h w"] | None = None,
+        on_progress: Progress | None = None,
+    ) -> Iterator[Shaped[np.ndarray, "rows W c"]]:
+        """Yield the result of `new` height and width in bands from the top down, as a call does.
+
+        `pixels` are RGB or RGBA of uint8, uint16 or float32. The uncertainty of each pixel is
+        written to `uncertainty`. Raises what a call does, and ValueError where the model gives no
+        uncertainty.
+        """
+        check_seed(seed)
+        measure = None if uncertainty is None else self._measure_uncertainty(uncertainty)
+        height, width = pixels.shape[:2]
+        area = new[0] * new[1]
+        twice = new[0] > SCALE * height or new[1] > SCALE * width
+        first_share = 1 / (1 + SCALE**2) if twice else 1.0
+
+        def report(begin: float, end: float) -> Callable[[float], None] | None:
+            if on_progress is None:
+                return None
+            return lambda done: on_progress(round(area * (begin + done * (end - begin))), area)
+
+        parts = ("image", "noise_weight") if measure else ("image",)
+        bands = self.restore_bands(visible_colours(pixels), seed, report(0.0, first_share), parts)
+        bands = map(measure, bands) if measure else bands
+        size = SCALE * height, SCALE * width
+        if twice:
+            whole = np.concatenate([(band + 1) / 2 for band in bands])
+            size = SCALE * size[0], SCALE * size[1]
+            bands = self.restore_bands(whole, seed, report(first_share, 1.0), ("image",))
+        alpha_of = alpha_rows(pixels[..., 3], new) if pixels.shape[2] == 4 else None
+        top = 0
+        for band in resize_bands(bands, size, new):
+            for i in range(0, len(band), ROWS):
+                part = from_signed(band[i : i + ROWS], pixels.dtype)
+                if alpha_of is not None:
+                    alpha = alpha_of(top, top + len(part))
+                    part = np.dstack([part, _rounded(alpha, pixels.dtype)])
+                top += len(part)
+                yield part
+
+    def _measure_uncertainty(
+        self, uncertainty: Float32[np.ndarray, "h w"]
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """Build what takes a band of image and noise weight, notes the latter, and gives the image.
+
+        The noise weight w_u, arXiv 2503.18512 Sec. 3, grows from `min_noise` to 1 with it.
+        """
+        prior = self.recipe.get("prior", {})
+        least = prior.get("min_noise", 0)
+        if prior.get("un") == 0 or least == 1:
+            raise ValueError("this model weighs no noise, so it can't tell where it is unsure")
+        width, top = uncertainty.shape[1], 0
+
+        def measure(band: np.ndarray) -> np.ndarray:
+            nonlocal top
+            rows = len(band) // SCALE
+            weight = band[..., 3:].reshape(rows, SCALE, width, -1).mean((1, 3))
+            uncertainty[top : top + rows] = (weight - least) / (1 - least)
+            top += rows
+            return band[..., :3]
+
+        return measure
 
     def restore(
         self, rgb: UInt8[np.ndarray, "h w 3"], seed: int
@@ -178,15 +279,21 @@ class Upscaler:
         return np.split(whole, len(self.parts), axis=-1)
 
     def restore_bands(
-        self, rgb: UInt8[np.ndarray, "h w 3"], seed: int, progress: bool = False
+        self,
+        rgb: Shaped[np.ndarray, "h w 3"],
+        seed: int,
+        on_progress: Callable[[float], None] | None = None,
+        parts: Sequence[str] = (),
     ) -> Iterator[Float32[np.ndarray, "rows W c"]]:
-        """Yield `parts` of the Restoration, joined along the channels, in bands from the top down.
+        """Yield parts of the Restoration, joined along the channels, in bands from the top down.
 
-        The image of a grey one is the luma of what the model gives, which has a tint.
+        `parts` are all of the upscaler's unless given. The image of a grey one is the luma of what
+        the model gives, which has a tint. `on_progress` gets the share that is done.
         Raises FloatingPointError if the model gives NaN, MemoryError as a call does.
         """
         check_not_forked()
         check_seed(seed)
+        parts = parts or self.parts
         height, width = rgb.shape[:2]
         shape = min(padded_side(height), self.tile), min(padded_side(width), self.tile)
         padded = pad_reflect(rgb, max(height, shape[0]), max(width, shape[1]))
@@ -195,16 +302,10 @@ class Upscaler:
             for length, tile in zip(padded.shape, shape, strict=False)
         )
         corners = list(itertools.product(tops, lefts))
-        tiles = tqdm(
-            self._restore_tiles(padded, corners, shape, seed),
-            total=len(corners),
-            unit="tile",
-            leave=False,
-            disable=None if progress else True,
-        )
-        rows, is_grey = SCALE * height, (rgb == rgb[..., :1]).all()
+        tiles = self._restore_tiles(padded, corners, shape, seed, parts, on_progress)
+        rows, is_grey = SCALE * height, all((row == row[:, :1]).all() for row in rgb)
         for band in blend_bands(
-            iter(tiles),
+            tiles,
             [SCALE * top for top in tops],
             [SCALE * left for left in lefts],
             (SCALE * shape[0], SCALE * shape[1]),
@@ -218,9 +319,14 @@ class Upscaler:
                 yield band
             rows -= len(band)
 
-    def describe(self, source_sha256: str, seed: int) -> str:
+    def describe(self, source_sha256: str, seed: int, **others: Any) -> str:
         """Name all that decides a result: program, options, and the photo by its SHA-256."""
-        options = {**self.recipe, "tile": self.tile, "seed": int(seed), "source": source_sha256}
+        options = others | {
+            **self.recipe,
+            "tile": self.tile,
+            "seed": int(seed),
+            "source": source_sha256,
+        }
         if (self.overlap, self.blend) != (OVERLAP, "feather"):
             options |= {"overlap": self.overlap, "blend": self.blend}
         return f"{program()} {json.dumps(options)}"
@@ -230,18 +336,26 @@ class Upscaler:
         self._batcher.stop()
 
     def _restore_tiles(
-        self, image: np.ndarray, corners: list[tuple[int, int]], shape: tuple[int, int], seed: int
-    ) -> Iterator[Float[np.ndarray, "H W 3"]]:
+        self,
+        image: np.ndarray,
+        corners: list[tuple[int, int]],
+        shape: tuple[int, int],
+        seed: int,
+        parts: Sequence[str],
+        on_progress: Callable[[float], None] | None,
+    ) -> Iterator[Float[np.ndarray, "H W c"]]:
         """Yield the signed result of the tile at each corner, in order."""
         height, width = shape
+        channels = [3 * self.parts.index(part) + c for part in parts for c in range(3)]
 
         def submit(top: int, left: int) -> Future:
             noise = noise_window(seed, *(SCALE * n for n in (top, left, height, width)))
-            return self._batcher.submit(image[top : top + height, left : left + width], noise)
+            tile = to_signed(image[top : top + height, left : left + width])
+            return self._batcher.submit(tile, noise)
 
         waiting = deque(itertools.starmap(submit, corners[: self.batch]))
         others = itertools.starmap(submit, corners[self.batch :])
-        for top, left in corners:
+        for number, (top, left) in enumerate(corners, start=1):
             result = self._batcher.wait(waiting.popleft())
             waiting.extend(itertools.islice(others, 1))
             if not np.isfinite(result).all():
@@ -249,12 +363,14 @@ class Upscaler:
                     f"the model gave NaN or infinity in the tile at row {top}, column {left}; "
                     "its weights may be damaged."
                 )
-            yield result
+            if on_progress is not None:
+                on_progress(number / len(corners))
+            yield result if parts == self.parts else result[..., channels]
 
     def _run(self, lr: np.ndarray, noise: np.ndarray) -> np.ndarray:
         batch, height, width, _ = lr.shape
         with fitting(f"{batch} tiles of {width}x{height}", "use smaller tiles"):
-            restored = self.super_resolve(self.params, lr.astype(np.float32) / 127.5 - 1, noise)
+            restored = self.super_resolve(self.params, lr, noise)
             arrays = [np.asarray(getattr(restored, part)) for part in self.parts]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
 
@@ -294,22 +410,50 @@ def name_model(folder: Path) -> str:
     return file_sha256(folder / CHECKSUMS)
 
 
+def with_precision(config: ModelConfig, precision: str | None, mesh: Mesh) -> ModelConfig:
+    """Change the type of the networks' arithmetic; raise ValueError for an unknown one."""
+    if precision is None:
+        return config
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if precision == "auto":
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        precision = "float32" if on_cpu else "bfloat16"
+    return dataclasses.replace(config, dtype=precision)
+
+
+def to_signed(image: Shaped[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """Turn uint8, uint16 or floats in 0..1 to floats in -1..1."""
+    half = np.iinfo(image.dtype).max / 2 if np.issubdtype(image.dtype, np.integer) else 0.5
+    return image.astype(np.float32) / np.float32(half) - 1
+
+
+def from_signed(image: Float[np.ndarray, "*shape"], dtype: Any) -> Shaped[np.ndarray, "*shape"]:
+    """Clip and round a signed image to uint8 or uint16, or turn it to floats in 0..1."""
+    most = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
+    return _rounded((np.clip(image, -1, 1) + 1) * np.float32(most / 2), dtype)
+
+
+def _rounded(values: np.ndarray, dtype: Any) -> np.ndarray:
+    return (np.round(values) if np.issubdtype(dtype, np.integer) else values).astype(dtype)
+
+
 def to_bytes(image: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     """Round a signed, clipped image to 8 bits."""
-    return np.round((image + 1) * 127.5).astype(np.uint8)
+    return from_signed(image, np.uint8)
 
 
 def with_alpha(
     result: UInt8[np.ndarray, "H W 3"], pixels: UInt8[np.ndarray, "h w c"]
 ) -> UInt8[np.ndarray, "H W c"]:
-    """Add the transparency of what a result was made of, enlarged by cubic convolution."""
+    """Add the transparency of what a result was made of, enlarged as `alpha_rows` does."""
     if pixels.shape[-1] == 3:
         return result
-    alpha = cv2.resize(pixels[..., 3], None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
-    return np.dstack([result, alpha])
+    alpha = alpha_rows(pixels[..., 3], result.shape[:2])(0, len(result))
+    return np.dstack([result, _rounded(alpha, np.uint8)])
 
 
-def _as_pixels(image: Any) -> UInt8[np.ndarray, "h w c"]:
+def _as_pixels(image: Any) -> Shaped[np.ndarray, "h w c"]:
     if isinstance(image, str | Path | bytes):
         return read_image(image)
     if isinstance(image, Image.Image):
@@ -323,14 +467,17 @@ def _as_pixels(image: Any) -> UInt8[np.ndarray, "h w c"]:
         )
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=-1)
-    if (
-        image.dtype != np.uint8
-        or image.ndim != 3
-        or image.shape[-1] not in (3, 4)
-        or 0 in image.shape
-    ):
+    if image.ndim != 3 or image.shape[-1] not in (3, 4) or 0 in image.shape:
         raise ValueError(
-            f"the image is {image.dtype} {list(image.shape)}, "
-            "but must be uint8 [h, w], [h, w, 3] or [h, w, 4]."
+            f"the image is {image.dtype} {list(image.shape)}, but must be [h, w], [h, w, 3] or "
+            "[h, w, 4]."
+        )
+    if np.issubdtype(image.dtype, np.floating):
+        if not ((image >= 0) & (image <= 1)).all():  # neither is NaN
+            raise ValueError("the image has values out of 0..1, the range of floats.")
+        return image.astype(np.float32)
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"the image is {image.dtype}, but must be uint8, uint16, or floats in 0..1."
         )
     return image
