@@ -336,7 +336,7 @@ def serve(
     max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a photo.")] = 64 * 2**20,
     max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of a photo.")] = 16_000_000,
     max_queue: Annotated[int, typer.Option(min=0, help="Most photos that wait.")] = 32,
-    max_seconds: Annotated[float, typer.Option(min=1, help="Most seconds for a photo.")] = 300.0,
+    max_seconds: Annotated[float, typer.Option(min=1, help="Most seconds for a photo.")] = 3600.0,
 ) -> None:
     """Serve a page and an HTTP interface for photos to upscale, until SIGTERM or Ctrl-C."""
     try:

@@ -20,8 +20,9 @@ from starlette.concurrency import run_in_threadpool
 
 from upsr_jax.serve.guard import refuse
 from upsr_jax.serve.jobs import Desk, Job, Order, Refusal, measure_photo
-from upsr_jax.upscale.photo import Result, Wanted
+from upsr_jax.upscale.photo import Result
 from upsr_jax.upscale.restore import Sampling
+from upsr_jax.upscale.sizes import Wanted
 
 MEDIA_TYPES = {
     "png": "image/png",
@@ -149,7 +150,9 @@ def make_api(desk: Desk, metrics: CollectorRegistry) -> FastAPI:
             **REFUSALS,
         },
     )
-    async def upscale(request: Request, form: Annotated[PhotoForm, Form(media_type="multipart/form-data")]) -> Response:
+    async def upscale(
+        request: Request, form: Annotated[PhotoForm, Form(media_type="multipart/form-data")]
+    ) -> Response:
         """Upscale a photo."""
         start = time.monotonic()
         photo, name = await form.image.read(), form.image.filename
@@ -215,10 +218,9 @@ def order_of(photo: bytes, body: ExtraSingleImage) -> Order:
             f"image: {width}x{height} would have to be cropped for {wide}x{tall}, which is not "
             "done here; send upscaling_crop false to have it cover that size.",
         )
-    covers = wide * height >= tall * width
-    return make_order(
-        photo, Options(format="png", **({"width": wide} if covers else {"height": tall}))
-    )
+    if wide * height >= tall * width:
+        return make_order(photo, Options(format="png", width=wide))
+    return make_order(photo, Options(format="png", height=tall))
 
 
 def encode(data: bytes) -> str:

@@ -18,24 +18,24 @@ from PIL import Image
 from upsr_jax.files.photos import TOO_LARGE, ImageError, read_size
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.upscale.collection import Room
-from upsr_jax.upscale.photo import Result, Wanted, result_size, upscale_photo
+from upsr_jax.upscale.photo import AS_IT_WAS, Result, upscale_photo
 from upsr_jax.upscale.restore import Sampling, padded_side, with_sampling
+from upsr_jax.upscale.sizes import Wanted, result_size
 from upsr_jax.upscale.tiles import SCALE
 from upsr_jax.upscale.upscaler import Upscaler, check_seed
 
+AS_TRAINED = Sampling()
 VARIANTS = 4  # ways to sample that stay loaded, each compiled on its own
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is refused: photos of more bytes or pixels, jobs that would wait behind so many or last
-    so many seconds, from their arrival to the answer.
-    """
+    """The most bytes and pixels of a photo, jobs that wait, and seconds from arrival to answer."""
 
     bytes: int = 64 * 2**20
     pixels: int = 16_000_000
     queue: int = 32
-    seconds: float = 300.0
+    seconds: float = 3600.0
 
 
 class Refusal(Exception):
@@ -51,9 +51,9 @@ class Order:
     """A photo, as the bytes of its file, and what is wanted of it."""
 
     photo: bytes
-    wanted: Wanted = Wanted()
+    wanted: Wanted = AS_IT_WAS
     seed: int = 0
-    sampling: Sampling = Sampling()
+    sampling: Sampling = AS_TRAINED
     uncertainty: bool = False
 
 
@@ -94,7 +94,7 @@ class Desk:
         self.limits = limits
         self.load_lock = threading.Lock()
         self.load_fn = functools.lru_cache(VARIANTS)(load_fn)
-        upscaler = self.upscaler(Sampling())
+        upscaler = self.upscaler(AS_TRAINED)
         assert upscaler.made_of is not None
         self.config: ModelConfig = upscaler.made_of[0]
         self.at_once = 2 * upscaler.batch + (os.cpu_count() or 1)
@@ -198,7 +198,7 @@ class Desk:
                 self.jobs.remove(job)
 
     def _upscale(self, job: Job) -> Result:
-        order, limits = job.order, self.limits
+        order = job.order
         if time.monotonic() > job.deadline:
             raise Refusal(429, "it has waited too long; ask again in a minute.", 60)
         try:

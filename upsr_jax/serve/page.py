@@ -9,14 +9,16 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Before gradio is imported: it would tell its makers of each start.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import cv2
 import gradio as gr
+import numpy as np
 from fastapi import FastAPI, Response, UploadFile
+from gradio.themes import Default
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
@@ -30,7 +32,9 @@ from upsr_jax.upscale.tiles import SCALE
 ASSETS = Path(__file__).parents[1] / "assets"
 EXAMPLES = ("china.jpg", "chelsea.png", "flower.jpg")
 SHOWN = 4096  # pixels a side of what the page shows; what it gives to download is whole
-KEPT_BYTES = 2**30  # of photos and results of open pages; beyond that the oldest are forgotten
+# Of open pages, and of their photos and results; beyond that the oldest are forgotten.
+KEPT_PAGES, KEPT_BYTES = 200, 2**30
+UPLOADS, KEPT_UPLOADS = "uploads", 32  # photos on disk until their page has been answered
 PROGRESS = gr.Progress()
 LOOK = 0.2  # seconds between two looks at a job
 FOLDERS = ("assets/", "static/", "svelte/", "result/", "gradio_api/heartbeat/")
@@ -48,11 +52,18 @@ class Session:
     """What an open page holds: a photo, the job that runs, its result and pictures of that."""
 
     folder: Path
+    upload: Path | None = None
     photo: bytes = b""
     name: str = ""
     job: Job | None = None
     result_id: str = ""
     result: Result | None = None
+
+    def forget_upload(self) -> None:
+        """Delete the file that the photo came in."""
+        if self.upload and self.upload.parent.parent.name == UPLOADS:  # and no example
+            shutil.rmtree(self.upload.parent, ignore_errors=True)
+        self.upload = None
 
     def size(self) -> int:
         return len(self.photo) + (len(self.result.data) if self.result else 0)
@@ -71,9 +82,12 @@ class Sessions:
         if key not in self.all:
             self.all[key] = Session(self.folder / secrets.token_hex(16))
         self.all.move_to_end(key)
-        while len(self.all) > 1 and sum(each.size() for each in self.all.values()) > KEPT_BYTES:
+        while len(self.all) > KEPT_PAGES or (len(self.all) > 1 and self.size() > KEPT_BYTES):
             self.forget(next(iter(self.all)))
         return self.all[key]
+
+    def size(self) -> int:
+        return sum(session.size() for session in list(self.all.values()))
 
     def find_result(self, result_id: str) -> tuple[Session, Result] | None:
         for session in list(self.all.values()):
@@ -87,6 +101,7 @@ class Sessions:
         if session:
             if session.job:
                 session.job.stop()
+            session.forget_upload()
             shutil.rmtree(session.folder, ignore_errors=True)
 
 
@@ -106,7 +121,8 @@ def add_page(api: FastAPI, desk: Desk, folder: Path) -> FastAPI:
     # In place of gradio's own, which names files as the client does and keeps them.
     @api.post("/gradio_api/upload", include_in_schema=False)
     async def upload(files: list[UploadFile]) -> list[str]:
-        paths = []
+        paths, uploads = [], folder / UPLOADS
+        uploads.mkdir(exist_ok=True)
         for file in files:
             suffix = os.path.splitext(file.filename or "")[1].lower()
             path = (
@@ -115,6 +131,8 @@ def add_page(api: FastAPI, desk: Desk, folder: Path) -> FastAPI:
             path.parent.mkdir()
             path.write_bytes(await file.read())
             paths.append(str(path))
+        for path in sorted(uploads.iterdir(), key=os.path.getmtime)[:-KEPT_UPLOADS]:
+            shutil.rmtree(path, ignore_errors=True)  # that no page asked for
         return paths
 
     # The page asks for it while a photo comes in, which from nearby is at once.
@@ -145,27 +163,31 @@ def add_page(api: FastAPI, desk: Desk, folder: Path) -> FastAPI:
         pwa=False,
         mcp_server=False,
         show_error=True,
-        theme=gr.themes.Default(
-            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ),
+        theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css_paths=ASSETS / "serve" / "page.css",
         js=(ASSETS / "serve" / "page.js").read_text(),
     )
 
 
-def make_page(desk: Desk, sessions: Sessions) -> gr.Blocks:
-    """Lay out the page and tie what happens on it to the desk's jobs.
+class Parts(NamedTuple):
+    """What is on the page; `options` in the order that `options_of` takes them."""
 
-    Only what this model heeds can be chosen.
-    """
-    has_denoiser = desk.config.network == "denoiser"
-    draws = has_denoiser and desk.config.sampler["method"] != "one_step"
+    photo: gr.Image
+    options: list[Any]
+    about: gr.Markdown
+    start: gr.Button
+    cancel: gr.Button
+    download: gr.HTML
+    slider: gr.ImageSlider
+    uncertainty: gr.Image
+
+
+def make_page(desk: Desk, sessions: Sessions) -> gr.Blocks:
+    """Lay out the page and tie it to the desk."""
     with gr.Blocks(title="upsr", analytics_enabled=False) as page:
-        gr.Markdown(
-            "# Upscale a photo\nIt stays on this server, and is gone when you close the page."
-        )
+        gr.Markdown("# Upscale a photo\nIt stays on this server, only until you close the page.")
         with gr.Row():
-            with gr.Column(min_width=300):
+            with gr.Column(min_width=280):
                 photo = gr.Image(
                     label="Photo: drop, paste or choose",
                     type="filepath",
@@ -180,37 +202,14 @@ def make_page(desk: Desk, sessions: Sessions) -> gr.Blocks:
                     [photo],
                     label="Or one of these",
                     cache_examples=False,
-                    preprocess=False,
-                    postprocess=False,
                     api_visibility="private",
                 )
-                scale = gr.Slider(1, 16, SCALE, step=0.5, label="Scale")
-                fidelity = gr.Slider(
-                    *(0, 1, 0),
-                    step=0.25,
-                    label="Fidelity",
-                    info="0 is sharpest, 1 most faithful",
-                    visible=has_denoiser,
-                )
-                steps = gr.Slider(
-                    *(1, desk.config.diffusion["steps"], desk.config.sampler["steps"]),
-                    step=1,
-                    label="Steps",
-                    visible=draws,
-                )
-                seed = gr.Number(0, precision=0, minimum=0, label="Seed", visible=draws)
-                format = gr.Dropdown(
-                    ["auto", *MEDIA_TYPES],
-                    value="auto",
-                    label="Format",
-                    filterable=False,
-                    info="auto is the photo's own, or png where that can't hold the result",
-                )
+                options = lay_out_options(desk)
                 about = gr.Markdown(elem_id="about")
                 with gr.Row():
-                    start = gr.Button("Upscale", variant="primary", elem_id="start")
-                    cancel = gr.Button("Cancel", elem_id="cancel", interactive=False)
-            with gr.Column(scale=2, min_width=300):
+                    start = gr.Button("Upscale", variant="primary", min_width=100, elem_id="start")
+                    cancel = gr.Button("Cancel", interactive=False, min_width=100, elem_id="cancel")
+            with gr.Column(scale=2, min_width=280):
                 download = gr.HTML(elem_id="download")
                 slider = gr.ImageSlider(
                     label="Before and after",
@@ -225,36 +224,52 @@ def make_page(desk: Desk, sessions: Sessions) -> gr.Blocks:
                     buttons=["fullscreen"],
                     elem_id="uncertainty",
                 )
-        options = [scale, fidelity, format, *([steps, seed] if draws else [])]
-        listen(
-            page,
-            desk,
-            sessions,
-            photo,
-            options,
-            about,
-            start,
-            cancel,
-            download,
-            slider,
-            uncertainty,
-        )
+        parts = Parts(photo, options, about, start, cancel, download, slider, uncertainty)
+        listen(page, parts, desk, sessions)
     return page
 
 
-def listen(
-    page, desk, sessions, photo, options, about, start, cancel, download, slider, uncertainty
-):
-    shown = [download, slider, uncertainty]
-    buttons = [start, cancel]
+def lay_out_options(desk: Desk) -> list[Any]:
+    """Lay out what can be chosen; what changes nothing in this model's results is not shown."""
+    config = desk.config
+    has_denoiser = config.network == "denoiser"
+    takes_steps = has_denoiser and config.sampler["method"] != "one_step"
+    scale = gr.Slider(1, 16, SCALE, step=0.5, label="Scale")
+    fidelity = gr.Slider(
+        *(0, 1, 0),
+        step=0.25,
+        label="Fidelity",
+        info="0 is sharpest, 1 most faithful",
+        visible=has_denoiser,
+    )
+    format = gr.Dropdown(
+        ["auto", *MEDIA_TYPES],
+        value="auto",
+        label="Format",
+        filterable=False,
+        info="auto is the photo's own, or png where that can't hold the result",
+    )
+    if not takes_steps:
+        return [scale, fidelity, format]
+    most = config.diffusion["steps"]
+    steps = gr.Slider(1, most, config.sampler["steps"], step=1, label="Steps")
+    seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="another one, another draw")
+    return [scale, fidelity, format, steps, seed]
+
+
+def listen(page: gr.Blocks, parts: Parts, desk: Desk, sessions: Sessions) -> None:
+    """Tie what happens on the page to the desk's jobs."""
+    options, buttons = parts.options, [parts.start, parts.cancel]
 
     def take_photo(request: gr.Request, given: Any, *values: Any) -> Any:
         session = sessions.get(request)
+        session.forget_upload()
         session.photo, session.name = b"", ""
         if given is not None and not is_page_path(f"{FILE}{given['path']}", sessions.folder):
             raise gr.Error("no photo of this page.")
         if given is not None:
-            session.photo = Path(given["path"]).read_bytes()
+            session.upload = Path(given["path"])
+            session.photo = session.upload.read_bytes()
             session.name = given.get("orig_name") or ""
         return describe(request, *values)
 
@@ -277,7 +292,7 @@ def listen(
             order = make_order(session.photo, options_of(*values))
             session.job = job = await run_in_threadpool(desk.take, order)
             while not job.result.done():
-                progress(job.share, desc="Upscaling" if job.share else "Waiting")
+                progress(job.share, desc="Upscaling" if job.share else "Starting")
                 await asyncio.sleep(LOOK)
             result = job.result.result()
         except (CancelledError, asyncio.CancelledError):
@@ -286,6 +301,7 @@ def listen(
             return f"<p role=alert>{escape(str(refusal))}</p>", None, None
         finally:
             session.job = None
+            session.forget_upload()
         session.result, session.result_id = result, secrets.token_hex(16)
         pictures = await run_in_threadpool(save_pictures, session)
         return link(session), *pictures
@@ -298,15 +314,20 @@ def listen(
     def leave(request: gr.Request) -> None:
         sessions.forget(str(request.session_hash))
 
-    quiet = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-    photo.change(take_photo, [photo, *options], about, preprocess=False, **quiet)
+    quiet: Any = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+    parts.photo.change(take_photo, [parts.photo, *options], parts.about, preprocess=False, **quiet)
     for option in options:
-        option.change(describe, options, about, **quiet)
-    running = start.click(set_running, None, buttons, **quiet).then(
-        run, options, shown, concurrency_limit=None, api_visibility="private"
+        option.change(describe, options, parts.about, **quiet)
+    running = parts.start.click(set_running, None, buttons, **quiet).then(
+        run,
+        options,
+        [parts.download, parts.slider, parts.uncertainty],
+        concurrency_limit=None,
+        api_visibility="private",
+        show_progress_on=parts.slider,
     )
     running.then(set_idle, None, buttons, **quiet)
-    cancel.click(stop, None, None, **quiet)
+    parts.cancel.click(stop, None, None, **quiet)
     page.unload(leave)
 
 
@@ -365,6 +386,8 @@ def save_pictures(session: Session) -> tuple[tuple[str, str] | None, str | None]
     for name, pixels in pictures.items():
         how = cv2.INTER_CUBIC if pixels.shape[1] < size[0] else cv2.INTER_AREA
         path = session.folder / f"{name}.jpg"
+        if pixels.dtype == np.uint16:
+            pixels = np.round(pixels / 257).astype(np.uint8)
         Image.fromarray(cv2.resize(pixels, size, interpolation=how)).save(path, quality=92)
         paths.append(str(path))
     return (paths[0], paths[1]), paths[2]

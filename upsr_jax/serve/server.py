@@ -31,7 +31,7 @@ def make_app(desk: Desk, folder: Path, token: str | None = None) -> App:
     """Make the ASGI app of a desk; what it keeps on disk lies in `folder`, which is its own."""
     registry, count = make_metrics(desk)
     api = make_api(desk, registry)
-    paths = {route.path for route in api.routes if hasattr(route, "path")}
+    paths = {getattr(route, "path", "") for route in api.routes}
     busy = {"/upscale", "/sdapi/v1/extra-single-image"}
     return guard(
         add_page(api, desk, folder),
