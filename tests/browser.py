@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TIMEOUT = 120.0  # seconds, generous for a busy machine
-KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35}
+KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "Tab": 9, "Enter": 13}
 
 
 class Browser:
@@ -92,6 +93,22 @@ class Browser:
         self.run("0")  # events come in order, so all earlier ones are here after this answer
         return [event["params"] for event in self.events if event.get("method") in methods]
 
+    def wait_for(self, script: str) -> Any:
+        """Wait until a JavaScript expression is true, and return its value."""
+        until = time.monotonic() + TIMEOUT
+        while time.monotonic() < until:
+            value = self.run(script)
+            if value:
+                return value
+            time.sleep(0.1)
+        raise TimeoutError(script)
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Put a file into the file input that a selector finds, as its dialog would."""
+        document = self.send("DOM.getDocument")["root"]["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=document, selector=selector)["nodeId"]
+        self.send("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
     def press(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):
             self.send(
@@ -100,6 +117,7 @@ class Browser:
                 key=key,
                 code=key,
                 windowsVirtualKeyCode=KEYS[key],
+                **({"text": "\r"} if key == "Enter" and kind == "keyDown" else {}),
             )
 
     def mouse(self, kind: str, x: float, y: float, buttons: int = 1) -> None:

@@ -24,6 +24,7 @@ from starlette.concurrency import run_in_threadpool
 
 from upsr_jax.files.find import READ_SUFFIXES
 from upsr_jax.files.photos import ImageError, read_rgb
+from upsr_jax.files.write_photo import FORMATS
 from upsr_jax.serve.api import MEDIA_TYPES, Options, attachment, make_order, result_name
 from upsr_jax.serve.jobs import Desk, Job, Refusal
 from upsr_jax.upscale.photo import Result
@@ -125,9 +126,8 @@ def add_page(api: FastAPI, desk: Desk, folder: Path) -> FastAPI:
         uploads.mkdir(exist_ok=True)
         for file in files:
             suffix = os.path.splitext(file.filename or "")[1].lower()
-            path = (
-                folder / secrets.token_hex(16) / f"photo{suffix if suffix in READ_SUFFIXES else ''}"
-            )
+            known = suffix if suffix in READ_SUFFIXES else ""
+            path = uploads / secrets.token_hex(16) / f"photo{known}"
             path.parent.mkdir()
             path.write_bytes(await file.read())
             paths.append(str(path))
@@ -152,21 +152,27 @@ def add_page(api: FastAPI, desk: Desk, folder: Path) -> FastAPI:
         }
         return Response(result.data, media_type=MEDIA_TYPES[result.format], headers=headers)
 
-    return gr.mount_gradio_app(
-        api,
-        make_page(desk, sessions),
-        "/",
-        footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        pwa=False,
-        mcp_server=False,
-        show_error=True,
-        theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        css_paths=ASSETS / "serve" / "page.css",
-        js=(ASSETS / "serve" / "page.js").read_text(),
-    )
+    async def mount() -> FastAPI:
+        return gr.mount_gradio_app(
+            api,
+            make_page(desk, sessions),
+            "/",
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            pwa=False,
+            mcp_server=False,
+            show_error=True,
+            theme=Default(
+                font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+            ),
+            css_paths=ASSETS / "serve" / "page.css",
+            js=(ASSETS / "serve" / "page.js").read_text(),
+        )
+
+    # Outside of an event loop, gradio makes several and never closes them.
+    return asyncio.run(mount())
 
 
 class Parts(NamedTuple):
@@ -243,7 +249,7 @@ def lay_out_options(desk: Desk) -> list[Any]:
         visible=has_denoiser,
     )
     format = gr.Dropdown(
-        ["auto", *MEDIA_TYPES],
+        ["auto", *FORMATS],
         value="auto",
         label="Format",
         filterable=False,
@@ -340,9 +346,15 @@ def set_idle() -> tuple[Any, Any]:
 
 
 def options_of(scale: float, fidelity: float, format: str, *sampling: int) -> Options:
+    """Name what was chosen; as the command does, it says nothing of the model's own scale."""
     steps, seed = sampling or (None, 0)
     return Options(
-        scale=scale, fidelity=fidelity, format=format, steps=steps, seed=seed, uncertainty=True
+        scale=None if scale == SCALE else scale,
+        fidelity=fidelity,
+        format=format,
+        steps=steps,
+        seed=seed,
+        uncertainty=True,
     )
 
 
