@@ -345,7 +345,7 @@ def set_idle() -> tuple[Any, Any]:
     return gr.Button(interactive=True), gr.Button(interactive=False)
 
 
-def options_of(scale: float, fidelity: float, format: str, *sampling: int) -> Options:
+def options_of(scale: float | int, fidelity: float | int, format: str, *sampling: int) -> Options:
     """Name what was chosen; as the command does, it says nothing of the model's own scale."""
     steps, seed = sampling or (None, 0)
     return Options(
