@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TIMEOUT = 120.0  # seconds, generous for a busy machine
-KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35}
+KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "Tab": 9, "Enter": 13}
 
 
 class Browser:
@@ -59,11 +60,12 @@ class Browser:
         message, _, self.received = self.received.partition(b"\0")
         return json.loads(message)
 
-    def open(self, page: Path, width: int = 1000, height: int = 800) -> None:
-        """Open a file in a window of a size, and wait until all its pictures are decoded."""
+    def open(self, page: Path | str, width: int = 1000, height: int = 800) -> None:
+        """Open a file or URL in a window of a size, and wait until its pictures are decoded."""
         self.events.clear()
         self.resize(width, height)
-        self.send("Page.navigate", url=page.resolve().as_uri())
+        url = page if isinstance(page, str) else page.resolve().as_uri()
+        self.send("Page.navigate", url=url)
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._receive())
         self.run("Promise.all([...document.images].map((image) => image.decode())).then(() => 0)")
@@ -91,6 +93,22 @@ class Browser:
         self.run("0")  # events come in order, so all earlier ones are here after this answer
         return [event["params"] for event in self.events if event.get("method") in methods]
 
+    def wait_for(self, script: str) -> Any:
+        """Wait until a JavaScript expression is true, and return its value."""
+        until = time.monotonic() + TIMEOUT
+        while time.monotonic() < until:
+            value = self.run(script)
+            if value:
+                return value
+            time.sleep(0.1)
+        raise TimeoutError(script)
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Put a file into the file input that a selector finds, as its dialog would."""
+        document = self.send("DOM.getDocument")["root"]["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=document, selector=selector)["nodeId"]
+        self.send("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
     def press(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):
             self.send(
@@ -99,6 +117,7 @@ class Browser:
                 key=key,
                 code=key,
                 windowsVirtualKeyCode=KEYS[key],
+                **({"text": "\r"} if key == "Enter" and kind == "keyDown" else {}),
             )
 
     def mouse(self, kind: str, x: float, y: float, buttons: int = 1) -> None:
@@ -137,7 +156,7 @@ def start_browser(profile: Path) -> Iterator[Browser]:
         "--disable-dev-shm-usage",
         "--no-first-run",
         "--remote-debugging-pipe",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
         f"--user-data-dir={profile}",
     ]
     process = subprocess.Popen(

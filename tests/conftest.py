@@ -13,10 +13,11 @@ WITHOUT_TORCH = importlib.util.find_spec("torch") is None
 WITHOUT_PYIQA = importlib.util.find_spec("pyiqa") is None
 # A browser is no Python package; the pages' texts are tested without one.
 WITHOUT_CHROMIUM = not (shutil.which("chromium") or shutil.which("chromium-browser"))
+BROWSER_TESTS = ["evaluation/test_report_browser.py", "serve/test_page_browser.py"]
 collect_ignore = [
     *(TORCH_TESTS if WITHOUT_TORCH else []),
     *(["evaluation/test_pyiqa.py"] if WITHOUT_PYIQA else []),
-    *(["evaluation/test_report_browser.py"] if WITHOUT_CHROMIUM else []),
+    *(BROWSER_TESTS if WITHOUT_CHROMIUM else []),
 ]
 
 
@@ -30,5 +31,7 @@ def pytest_report_header() -> list[str]:
     if WITHOUT_PYIQA:
         lines.append("test_pyiqa.py is left out, as it needs pyiqa")
     if WITHOUT_CHROMIUM:
-        lines.append("test_report_browser.py is left out, as it needs chromium on the PATH")
+        lines.append(
+            f"{' and '.join(BROWSER_TESTS)} are left out, as they need chromium on the PATH"
+        )
     return lines

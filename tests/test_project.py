@@ -1,6 +1,7 @@
 """Rules that hold for the project as a whole."""
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -160,7 +161,9 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     imported = {canonicalize_name(distributions.get(root, [root])[0]) for root in roots}
     declared = distribution_names(PROJECT["dependencies"])
     extras = PROJECT["optional-dependencies"]
-    optional = distribution_names(extras["train"]) | distribution_names(extras["hub"])
+    optional = distribution_names(
+        itertools.chain.from_iterable(extras[name] for name in ("train", "hub", "serve"))
+    )
     assert declared <= imported <= declared | optional
 
 

@@ -546,6 +546,48 @@ def doctor() -> None:
     say("nothing is wrong")
 
 
+def serve(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 7860,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; one that others reach needs a token.")
+    ] = "127.0.0.1",
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="UPSR_TOKEN", help="What requests must bear, and the page's password."),
+    ] = None,
+    model: ModelFolder = None,
+    tile: Tile = 256,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a photo.")] = 64 * 2**20,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of a photo.")] = 16_000_000,
+    max_queue: Annotated[int, typer.Option(min=0, help="Most photos that wait.")] = 32,
+    max_seconds: Annotated[float, typer.Option(min=1, help="Most seconds for a photo.")] = 3600.0,
+) -> None:
+    """Serve a page and an HTTP interface for photos to upscale, until SIGTERM or Ctrl-C."""
+    try:
+        from upsr_jax.serve.jobs import Limits
+        from upsr_jax.serve.server import check_access, serve
+    except ImportError as error:
+        fail(f"{error.name} is not installed: pip install 'upsr_jax[serve]'")
+    try:
+        check_access(host, token)
+        start_jax()
+        enable_compilation_cache()
+        from upsr_jax.upscale.upscaler import Upscaler
+
+        serve(
+            lambda sampling: Upscaler.from_pretrained(model, tile, **vars(sampling)),
+            host,
+            port,
+            token,
+            Limits(max_bytes, max_pixels, max_queue, max_seconds),
+            say,
+        )
+    except OSError as error:
+        fail(f"{host}:{port}: {error.strerror or error}; choose another --port or --host.")
+    except ValueError as error:
+        fail(error)
+
+
 def prepare_folder(out: Path) -> None:
     """Make the output folder and exit if nothing can be written there."""
     try:

@@ -20,6 +20,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = {TURNS[number] for number in (5, 6, 7, 8)}  # these exchange height and width
 NOTE = Base.Software  # the program that made an image, and here with what
 SUBJECT_AREA = 0x9214  # which Pillow has no name for
 KEPT = {  # of the first part, where a TIFF file also describes its pixels

@@ -162,8 +162,16 @@ def visible_colours(pixels: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "
 
 def count_pixels(path: str | Path) -> int:
     """Tell from its header how many pixels a photo has; raise ImageError as `read_image` does."""
-    with open_photo(path, str(path)) as opened:
-        return opened.width * opened.height
+    height, width = read_size(path)
+    return height * width
+
+
+def read_size(photo: str | Path | bytes) -> tuple[int, int]:
+    """Tell from its header the height and width of a photo, upright; raise as `read_image` does."""
+    with open_photo(photo, _name(photo)) as opened:
+        is_turned = not opened.is_upright and exif.find_turn(opened.image) in exif.SIDEWAYS
+        size = opened.height, opened.width
+        return size[::-1] if is_turned else size
 
 
 def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:

@@ -118,11 +118,11 @@ def check_storable(
         )
 
 
-def is_whole(path: Path, pixels: int | None) -> bool:
-    """Tell whether a picture that was written has its end, and so many pixels by its header."""
+def is_whole(path: Path, pixels: int) -> bool:
+    """Tell whether a picture that was written has so many pixels, by its header, and its end."""
     try:
         with path.open("rb") as file, open_result(path) as image:
-            return pixels in (None, image.width * image.height) and _is_ended(file, image)
+            return image.width * image.height == pixels and _is_ended(file, image)
     except Exception:  # decoders raise anything on damaged files
         return False
 

@@ -35,6 +35,7 @@ from upsr_jax.files.photos import (
     count_pixels,
     read_note,
     read_photo,
+    read_size,
 )
 from upsr_jax.files.whole import remove_parts
 from upsr_jax.files.write_photo import SUFFIXES, format_of, is_whole, write_image, write_photo
@@ -329,12 +330,12 @@ def run_job(
     ImageError, before the work, if the result cannot be written.
     """
     begun = time.monotonic()
-    pixels = count_pixels(job.source)
+    pixels, area = measure(job, wanted)
     # Before the picture is read: should it change meanwhile, the next run finds another one.
     note = describe(upscaler, job.source, wanted, seed)
 
     def find_done(target: Path) -> Outcome | None:
-        if read_note(target) != note or not is_whole_for(target, job.source, wanted):
+        if read_note(target) != note or not is_whole(target, area):
             return None
         if uncertainty and read_note(uncertainty_of(target)) != note:
             return None
@@ -370,6 +371,15 @@ def run_job(
     return Outcome(target, picture.width, picture.height, seconds, tuple(warnings))
 
 
+def measure(job: Job, wanted: Wanted) -> tuple[int, int]:
+    """Tell from a picture's header its pixels and those of its result; raise ImageError."""
+    height, width = read_size(job.source)
+    try:
+        return height * width, math.prod(result_size(height, width, wanted))
+    except ValueError as error:
+        raise naming(job, error) from error
+
+
 def check_free(target: Path, source: Path, overwrite: bool) -> bool:
     """Raise ImageError if a result may not be written here; tell if the file there is empty."""
     exists = os.path.exists(target)
@@ -397,16 +407,6 @@ def header_size(path: Path) -> tuple[int, int] | None:
             return image.height, image.width
     except Exception:  # decoders raise anything on damaged files
         return None
-
-
-def is_whole_for(target: Path, source: Path, wanted: Wanted) -> bool:
-    """Tell whether a file is a whole result of a picture, by its size and its end."""
-    size = header_size(source)
-    if size is None:
-        return is_whole(target, None)
-    # Its EXIF data may turn the picture on its side.
-    areas = {math.prod(result_size(tall, wide, wanted)) for tall, wide in (size, size[::-1])}
-    return any(is_whole(target, area) for area in areas)
 
 
 class MegapixelBar:
