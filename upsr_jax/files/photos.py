@@ -48,8 +48,8 @@ class Photo(NamedTuple):
 
     @property
     def is_grey(self) -> bool:
-        """Whether R = G = B everywhere."""
-        return all((row[:, :3] == row[:, :1]).all() for row in self.pixels)
+        """Whether R = G = B everywhere, and no profile makes another grey of that."""
+        return not self.kept.icc and all((row[:, :3] == row[:, :1]).all() for row in self.pixels)
 
 
 def read_image(photo: str | Path | bytes) -> UInt8[np.ndarray, "h w c"]:
