@@ -156,8 +156,9 @@ def write_bands(
     `format` is one of FORMATS, `quality` 1 to 100 for those that lose some. PNG and TIFF are
     written as the bands come, to a file that can be sought in; the others when all are there. The
     file is grey, of the bands' first channel, if `is_grey`, or if one band is all, has R = G = B
-    everywhere and no profile. It holds what was `kept` of a photo, and `note`, where `read_note` finds it. What
-    the format can't hold, or bands that are no such picture, are an ImageError or ValueError.
+    everywhere and no profile. It holds what was `kept` of a photo, and `note`, where `read_note`
+    finds it. What the format can't hold, or bands that are no such picture, are an ImageError or
+    ValueError.
     """
     bands = iter(bands)
     first = next(bands, None)
