@@ -35,7 +35,9 @@ def to_srgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     transform = make_transform(profile, image.mode, "RGB") if profile else None
-    return image.convert("RGB") if transform is None else transform.apply(image)
+    if transform is None:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    return transform.apply(image)
 
 
 def grey_to_srgb(pixels: UInt16[np.ndarray, "h w"], profile: bytes) -> UInt16[np.ndarray, "h w"]:

@@ -32,6 +32,7 @@ RESULT_FORMATS = {
     "AVIF": "avif",
     "JXL": "jxl",
 }
+ROWS = 256  # that are copied at once
 
 
 class Photo(NamedTuple):
@@ -48,8 +49,8 @@ class Photo(NamedTuple):
 
     @property
     def is_grey(self) -> bool:
-        """Whether R = G = B everywhere."""
-        return all((row[:, :3] == row[:, :1]).all() for row in self.pixels)
+        """Whether R = G = B everywhere, and no profile makes another grey of that."""
+        return not self.kept.icc and all((row[:, :3] == row[:, :1]).all() for row in self.pixels)
 
 
 def read_image(photo: str | Path | bytes) -> UInt8[np.ndarray, "h w c"]:
@@ -188,8 +189,19 @@ def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
     if image.has_transparency_data:
         image = image.convert("LA" if is_grey else "RGBA")
         alpha = np.asarray(image.getchannel("A"))
-    pixels = np.asarray(colours.to_srgb(image.convert(mode)))
+    # No copy of a picture that takes much memory, as `convert` makes one in any case
+    image = image if image.mode == mode else image.convert(mode)
+    pixels = _to_array(colours.to_srgb(image))
     return pixels if alpha.min() == 255 else np.dstack([pixels, alpha])
+
+
+def _to_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Make an array of an RGB image; all at once would take its memory three times."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, ROWS):
+        part = pixels[top : top + ROWS]
+        part[:] = image.crop((0, top, image.width, top + len(part)))
+    return pixels
 
 
 def read_note(path: str | Path) -> str | None:

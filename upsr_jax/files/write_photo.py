@@ -155,9 +155,10 @@ def write_bands(
 
     `format` is one of FORMATS, `quality` 1 to 100 for those that lose some. PNG and TIFF are
     written as the bands come, to a file that can be sought in; the others when all are there. The
-    file is grey, of the bands' first channel, if `is_grey`, or if one band is all and has R = G = B
-    everywhere. It holds what was `kept` of a photo, and `note`, where `read_note` finds it. What
-    the format can't hold, or bands that are no such picture, are an ImageError or ValueError.
+    file is grey, of the bands' first channel, if `is_grey`, or if one band is all, has R = G = B
+    everywhere and no profile. It holds what was `kept` of a photo, and `note`, where `read_note`
+    finds it. What the format can't hold, or bands that are no such picture, are an ImageError or
+    ValueError.
     """
     bands = iter(bands)
     first = next(bands, None)
@@ -167,11 +168,11 @@ def write_bands(
     check_storable(format, height, width, has_alpha=channels == 4, bits=bits)
     if quality is not None and not 1 <= quality <= 100:
         raise ValueError(f"a quality of {quality}: it goes from 1 to 100")
-    if len(first) == height:
+    kept = kept or Metadata()
+    if len(first) == height and not kept.icc:
         is_grey = is_grey or all((row[:, :3] == row[:, :1]).all() for row in first)
     taken = _take(itertools.chain([first], bands), height, (width, channels), is_grey)
     channels -= 2 * is_grey
-    kept = kept or Metadata()
     if is_grey:  # whose pixels an RGB profile is not for
         kept = replace(kept, icc=b"")
     rows = max(1, BLOCK // (width * channels * bits // 8))
