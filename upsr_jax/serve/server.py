@@ -16,7 +16,7 @@ from upsr_jax.serve.page import add_page, is_page_path
 from upsr_jax.upscale.restore import Sampling
 from upsr_jax.upscale.upscaler import Upscaler
 
-GRACE = 25  # seconds for what runs when the process is told to end
+GRACE = 20  # seconds for what runs when the process is told to end
 
 
 def check_access(host: str, token: str | None) -> None:
