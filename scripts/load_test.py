@@ -128,7 +128,7 @@ def drive(
                     note("right")
                 elif status == 429 and int(answer.headers["Retry-After"]) > 0:
                     note("refused")
-                    if is_ending.wait(choice.uniform(0.5, 1.5)):
+                    if is_ending.wait(min(int(answer.headers["Retry-After"]), 5)):
                         return
                 elif status == 503 and is_ending.is_set():
                     note("told it ends")

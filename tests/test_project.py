@@ -74,9 +74,11 @@ import cv2
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 def settings():
     plain = (bool, int, float, str, tuple, types.NoneType)
+    loaded = ("_initialized",)  # whether all formats are, as gradio and Pillow itself have them be
     return {{f"{{name}}.{{key}}": value for name, module in list(sys.modules.items())
              if name.split(".")[0] == "PIL" and name in pillow
-             for key, value in vars(module).items() if isinstance(value, plain)}}
+             for key, value in vars(module).items()
+             if isinstance(value, plain) and key not in loaded}}
 pillow = {{name for name in sys.modules if name.split(".")[0] == "PIL"}}
 threads, before = cv2.getNumThreads(), settings()
 for name in {modules}:

@@ -557,8 +557,8 @@ def serve(
     ] = None,
     model: ModelFolder = None,
     tile: Tile = 256,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a photo.")] = 64 * 2**20,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of a photo.")] = 16_000_000,
+    max_bytes: Annotated[int, typer.Option(min=1024, help="Most bytes of a photo.")] = 64 * 2**20,
+    max_pixels: Annotated[int, typer.Option(min=4096, help="Most pixels of a photo.")] = 16_000_000,
     max_queue: Annotated[int, typer.Option(min=0, help="Most photos that wait.")] = 32,
     max_seconds: Annotated[float, typer.Option(min=1, help="Most seconds for a photo.")] = 3600.0,
 ) -> None:
@@ -578,13 +578,11 @@ def serve(
             lambda sampling: Upscaler.from_pretrained(model, tile, **vars(sampling)),
             host,
             port,
-            token,
+            token or None,
             Limits(max_bytes, max_pixels, max_queue, max_seconds),
             say,
         )
-    except OSError as error:
-        fail(f"{host}:{port}: {error.strerror or error}; choose another --port or --host.")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         fail(error)
 
 

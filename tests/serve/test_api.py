@@ -4,6 +4,7 @@ import base64
 import io
 import threading
 import time
+from typing import Any
 
 import httpx
 import pytest
@@ -41,7 +42,7 @@ def client(desk, folder):
         yield client
 
 
-def post(client, data=PHOTO, name="a.png", headers=None, **options):
+def post(client, data: Any = PHOTO, name="a.png", headers=None, **options):
     return client.post("/upscale", files={"image": (name, data)}, data=options, headers=headers)
 
 

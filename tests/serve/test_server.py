@@ -28,6 +28,12 @@ def test_a_port_that_is_taken_is_named(model):
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_model_that_is_not_there_is_named(tmp_path):
+    result = CliRunner().invoke(app, ["serve", "--port", "0", "--model", str(tmp_path / "none")])
+    assert result.exit_code == 2 and str(tmp_path / "none") in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_without_its_packages_it_says_what_to_install(monkeypatch):
     for name in [each for each in sys.modules if each.startswith("upsr_jax.serve")]:
         monkeypatch.delitem(sys.modules, name)

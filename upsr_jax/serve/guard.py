@@ -73,6 +73,7 @@ def guard(
                 raise Refusal(404, "no such page.")
             check_open_fn(path)
         except Refusal as refusal:
+            await read_out(receive, most)
             await refuse(refusal)(scope, receive, send_on)
             return
         received = 0
@@ -90,6 +91,16 @@ def guard(
         await app(scope, receive_on, send_on)
 
     return guarded
+
+
+async def read_out(receive: Any, most: int) -> None:
+    """Read a body to its end, or so many bytes of it: who still sends may miss the answer."""
+    received = 0
+    while received <= most:
+        message = await receive()
+        received += len(message.get("body", b""))
+        if not message.get("more_body"):
+            return
 
 
 async def receive_until(receive: Any, is_closed_fn: Callable[[], bool]) -> Any:

@@ -19,7 +19,7 @@ from upsr_jax.files.photos import TOO_LARGE, ImageError, read_size
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.upscale.collection import Room
 from upsr_jax.upscale.photo import AS_IT_WAS, Result, upscale_photo
-from upsr_jax.upscale.restore import Sampling, padded_side, with_sampling
+from upsr_jax.upscale.restore import SIZE_MULTIPLE, Sampling, padded_side, with_sampling
 from upsr_jax.upscale.sizes import Wanted, result_size
 from upsr_jax.upscale.tiles import SCALE
 from upsr_jax.upscale.upscaler import Upscaler, check_seed
@@ -100,7 +100,7 @@ class Desk:
         self.at_once = 2 * upscaler.batch + (os.cpu_count() or 1)
         self.pool = ThreadPoolExecutor(self.at_once)
         self.room = Room(max(limits.pixels, 1))
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.jobs: set[Job] = set()
         self.running = 0
         self.rates: deque[float] = deque(maxlen=9)  # seconds a pixel, of the last jobs
@@ -114,10 +114,12 @@ class Desk:
     def warm_up(self) -> None:
         """Compile for small photos, and measure how long one takes."""
         file = BytesIO()
-        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(file, "png")
-        for _ in range(2):
-            self.rates.clear()  # of the first one, which compiles
-            self.take(Order(file.getvalue())).result.result()
+        Image.fromarray(np.zeros((SIZE_MULTIPLE, SIZE_MULTIPLE, 3), np.uint8)).save(file, "png")
+        upscaler, start = self.upscaler(AS_TRAINED), 0.0
+        for _ in range(2):  # the first of which compiles
+            start = time.monotonic()
+            upscale_photo(upscaler, file.getvalue())
+        self.rates.append((time.monotonic() - start) / SIZE_MULTIPLE**2)
 
     def measure(self, order: Order) -> tuple[int, int, int]:
         """Tell height and width of an order's result, and how many pixels the model sees.
@@ -181,8 +183,8 @@ class Desk:
         self.check_open()
         tall, wide, pixels = self.measure(order)
         job = Job(order, (tall, wide), pixels, time.monotonic() + self.limits.seconds)
-        self.check_open()  # others may have come meanwhile
         with self.lock:
+            self.check_open()  # others may have come meanwhile
             self.jobs.add(job)
         self.pool.submit(self._run, job)
         return job

@@ -16,7 +16,7 @@ from upsr_jax.serve.page import add_page, is_page_path
 from upsr_jax.upscale.restore import Sampling
 from upsr_jax.upscale.upscaler import Upscaler
 
-GRACE = 25  # seconds for what runs when the process is told to end
+GRACE = 20  # seconds for what runs when the process is told to end
 
 
 def check_access(host: str, token: str | None) -> None:
@@ -54,12 +54,11 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, and then until what runs is done, or half a minute.
 
-    Raises what `load_fn` and `check_access` do, and OSError if the port is taken.
+    Raises what `load_fn` and `check_access` do, and ValueError if it can't listen there.
     """
     check_access(host, token)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with (
-        socket.create_server((host, port), family=family) as listener,
+        listen(host, port) as listener,
         tempfile.TemporaryDirectory(prefix="upsr_serve_") as folder,
     ):
         desk = Desk(load_fn, limits)
@@ -68,12 +67,23 @@ def serve(
         config = uvicorn.Config(
             app, log_level="warning", timeout_graceful_shutdown=GRACE, server_header=False
         )
-        name = f"[{host}]" if family == socket.AF_INET6 else host
+        name = f"[{host}]" if ":" in host else host
         say_fn(f"serving on http://{name}:{listener.getsockname()[1]}")
         try:
             Server(config, desk).run([listener])
         finally:
             desk.stop()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Listen at an address; raise ValueError if that can't be."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ValueError(
+            f"{host}:{port}: {error.strerror or error}; choose another --port or --host."
+        ) from error
 
 
 class Server(uvicorn.Server):
