@@ -177,6 +177,20 @@ def test_requirements_are_bounded_on_both_sides():
         assert operators in ({">=", "<"}, {"=="}) or bounded_elsewhere, requirement
 
 
+def test_what_is_jitted_is_compiled_by_a_compiler_that_is_right():
+    """These two only count or copy, and the third tries compilers out."""
+    exempt = {"train.describe", "train.sharding", "cluster.compiler"}
+    for path in PACKAGE:
+        calls = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+        ]
+        jitted = [call for call in calls if ast.unparse(call.func) == "jax.jit"]
+        named = [{keyword.arg for keyword in call.keywords} for call in jitted]
+        assert "@jax.jit" not in path.read_text(), path
+        if module_name(path).removeprefix("upsr_jax.") not in exempt:
+            assert all("compiler_options" in names for names in named), path
+
+
 def test_the_root_of_the_package_holds_public_paths_alone():
     public = {
         "__init__",

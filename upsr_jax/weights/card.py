@@ -94,7 +94,7 @@ def card(
         f'image = Upscaler.from_pretrained("OWNER/{name}")("photo.jpg")',
         "```",
         "",
-        f"It restores {describe_sampling(config)}, trained in {config.dtype}.",
+        f"It restores {describe_sampling(config)}. Its arithmetic is in {config.dtype}.",
         "",
         "| network | parameters |",
         "|---|---|",
