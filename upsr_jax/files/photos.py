@@ -200,7 +200,7 @@ def _to_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, ROWS):
         part = pixels[top : top + ROWS]
-        part[:] = image.crop((0, top, image.width, top + len(part)))
+        part[:] = np.asarray(image.crop((0, top, image.width, top + len(part))))
     return pixels
 
 

@@ -27,6 +27,7 @@ COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, CMYK: 4}
 UNSIGNED = 1
 MAX_PAGES = 100  # a file has a few smaller copies
 BIG = 43  # where others have 42; Pillow reads no big ones of the other order of bytes
+MAX_TILE = 2**28  # pixels
 LONG, LONG8 = 4, 16  # types of numbers
 
 
@@ -104,6 +105,8 @@ def read_samples(data: bytes, page: Page) -> Samples:
         across, down = page.get(TILE_WIDTH, 0), page.get(TILE_HEIGHT, 0)
     if min(width, height, across, down) < 1:
         raise ValueError("a side of no pixels")
+    if across * down > MAX_TILE:
+        raise ValueError("tiles larger than any picture")
     starts = page.all_of(TILE_STARTS if is_tiled else STARTS)
     sizes = page.all_of(TILE_SIZES if is_tiled else SIZES)
     channels = [slice(i, i + 1) for i in range(count)] if is_apart else [slice(0, count)]
