@@ -276,7 +276,7 @@ def run_job(
         image, kept, _ = read_photo(job.source)
         height, width, channels = image.shape
         check_storable(job.target, 4 * height, 4 * width, has_alpha=channels == 4)
-        result = upscaler(image, seed)
+        result = upscaler(image, seed, progress)
         try:
             write_image(job.target, result, overwrite or is_empty, note, kept)
         except ImageError:
