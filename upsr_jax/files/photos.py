@@ -171,8 +171,8 @@ def read_size(photo: str | Path | bytes) -> tuple[int, int]:
     """Tell from its header the height and width of a photo, upright; raise as `read_image` does."""
     with open_photo(photo, _name(photo)) as opened:
         is_turned = not opened.is_upright and exif.find_turn(opened.image) in exif.SIDEWAYS
-        size = opened.height, opened.width
-        return size[::-1] if is_turned else size
+        height, width = opened.height, opened.width
+        return (width, height) if is_turned else (height, width)
 
 
 def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
@@ -200,7 +200,7 @@ def _to_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, ROWS):
         part = pixels[top : top + ROWS]
-        part[:] = np.asarray(image.crop((0, top, image.width, top + len(part))))
+        part[:] = np.array(image.crop((0, top, image.width, top + len(part))))
     return pixels
 
 

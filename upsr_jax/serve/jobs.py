@@ -15,7 +15,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from upsr_jax.files.photos import TOO_LARGE, ImageError, read_size
+from upsr_jax.files.open_photo import TOO_LARGE
+from upsr_jax.files.photos import ImageError, read_size
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.upscale.collection import Room
 from upsr_jax.upscale.photo import AS_IT_WAS, Result, upscale_photo

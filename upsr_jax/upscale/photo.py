@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from upsr_jax.files.metadata import Metadata, without_all, without_location
+from upsr_jax.files.metadata import Metadata
 from upsr_jax.files.photos import Photo, read_photo
 from upsr_jax.files.whole import file_sha256
 from upsr_jax.files.write_photo import ENCODERS, check_storable, choose_format, write_bands
@@ -124,8 +124,8 @@ def begin(
 def stripped(kept: Metadata, wanted: Wanted) -> Metadata:
     """Leave out of a photo's metadata what is not wanted; its colours stay what they are."""
     if wanted.strip_metadata:
-        return without_all(kept)
-    return without_location(kept) if wanted.strip_location else kept
+        return Metadata(icc=kept.icc, dpi=kept.dpi)
+    return kept.without_location() if wanted.strip_location else kept
 
 
 def draw_uncertainty(
