@@ -48,7 +48,7 @@ def test_both_commands_write_the_same_files(model, photos, tmp_path, monkeypatch
     """Three photos run whole, three in tiles."""
     monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
     options = ["--model", model, "--seed", SEED, "--tile", 64, "--fidelity", 0.25]
-    run("upscale", photos, "--out", tmp_path / "upscaled", *options)
+    run("upscale", photos, "--out", tmp_path / "upscaled", "--format", "png", *options)
     run("evaluate", "--images", photos, "--out", tmp_path / "evaluated", *options)
     upscaled, evaluated = (
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.png")}

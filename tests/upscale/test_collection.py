@@ -70,15 +70,16 @@ def test_only_so_many_pixels_are_held():
     assert 7 < max(sums) <= 10  # several at once, but no more than there is room for
 
 
-def test_results_are_srgb_without_a_profile_and_grey_if_the_photo_is(tmp_path):
+def test_results_keep_wide_colours_and_are_grey_if_the_photo_is(tmp_path):
     colour, grey = photo(6, 8, seed=1), np.maximum(photo(6, 8, seed=2)[..., 0], 40)
     expected = {
-        "p3": srgb_of(colour, DISPLAY_P3),
+        "p3": colour,
         "grey": grey,
         "grey_profile": srgb_of(grey[..., None].repeat(3, -1), gamma=1.0)[..., 0],
         "grey_alpha": np.dstack([grey, colour[..., 0]]),
     }
-    save(tmp_path / "p3.tif", colour, icc_profile=rgb_profile(DISPLAY_P3))
+    profile = rgb_profile(DISPLAY_P3)
+    save(tmp_path / "p3.tif", colour, icc_profile=profile)
     save(tmp_path / "grey.tif", grey)
     save(tmp_path / "grey_profile.png", grey, icc_profile=grey_profile(1.0))
     save(tmp_path / "grey_alpha.png", expected["grey_alpha"])
@@ -86,7 +87,7 @@ def test_results_are_srgb_without_a_profile_and_grey_if_the_photo_is(tmp_path):
     assert run_jobs(jobs, Upscaler(repeat, {}), 0, False) == Counts(4, 0, 0)
     for name, pixels in expected.items():
         with Image.open(tmp_path / "out" / f"{name}.png") as image:
-            assert "icc_profile" not in image.info
+            assert image.info.get("icc_profile") == (profile if name == "p3" else None)
             found = np.asarray(image)[::4, ::4]
         assert found.shape == pixels.shape
         found, pixels = (np.atleast_3d(array)[..., :3].astype(float) for array in (found, pixels))
