@@ -28,9 +28,7 @@ def test_it_is_small():
     ("degradation", "lpips", "psnr", "ssim"),
     [(real_esrgan, 0.09, 0.0, 0.01), (imagenet_test, 0.08, 0.1, 0.01)],
 )
-def test_it_is_closer_to_the_truth_than_bicubic_on_packaged_photos(
-    degradation, lpips, psnr, ssim
-):
+def test_it_is_closer_to_the_truth_than_bicubic_on_packaged_photos(degradation, lpips, psnr, ssim):
     """Degraded heavily and mildly, by what it gained at least when it was trained."""
     config = lite_x4.get_config()
     config.degradation = degradation()
