@@ -546,6 +546,7 @@ def doctor() -> None:
     say("nothing is wrong")
 
 
+@app.command()
 def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 7860,
     host: Annotated[

@@ -346,14 +346,14 @@ def test_a_picture_that_changes_meanwhile_is_not_taken_for_done(tmp_path, monkey
 
 def test_a_picture_that_vanishes_meanwhile_ends_no_other(tmp_path, monkeypatch, capsys):
     jobs = [Job(save(tmp_path / f"{n}.png"), tmp_path / "out" / f"{n}.png") for n in range(3)]
-    count_pixels = collection.count_pixels
+    read_size = collection.read_size
 
-    def count_then_remove(path):
-        pixels = count_pixels(path)
+    def read_then_remove(path):
+        size = read_size(path)
         if path == jobs[1].source:
             path.unlink()
-        return pixels
+        return size
 
-    monkeypatch.setattr(collection, "count_pixels", count_then_remove)
+    monkeypatch.setattr(collection, "read_size", read_then_remove)
     assert run_jobs(jobs, Upscaler(repeat, {}), 0, False) == Counts(2, 0, 1)
     assert capsys.readouterr().err.startswith(f"{jobs[1].source}: ")
