@@ -99,7 +99,10 @@ if __name__ == "__main__":
     results = map_ahead(process_of, itertools.count(), 2, 0, ahead=8)
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: None)
-    print(*set(itertools.islice(results, 20)), flush=True)
+    workers = set()
+    while len(workers) < 2:  # one may start late
+        workers.add(next(results))
+    print(*workers, flush=True)
     sys.stdin.readline()
     print(*set(itertools.islice(results, 60)), flush=True)
     results.close()
