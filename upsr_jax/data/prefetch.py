@@ -4,19 +4,19 @@ Not by grain (tried: 0.2.18, MapDataset, its threads and mp_prefetch): its worke
 trainer, and a signal to all processes of a job, as from SLURM, ends them before the last step.
 """
 
-import itertools
 import multiprocessing
 import os
 import signal
 import threading
 import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 import cv2
+
+from upsr_jax.files.ahead import run_ahead
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -43,12 +43,8 @@ def map_ahead(
     else:
         yield from map(function, items)
         return
-    items = iter(items)
     try:
-        begun = deque(executor.submit(function, item) for item in itertools.islice(items, ahead))
-        while begun:
-            yield begun.popleft().result()
-            begun.extend(executor.submit(function, item) for item in itertools.islice(items, 1))
+        yield from run_ahead(executor, function, items, ahead)
     except BrokenProcessPool as error:
         for worker in multiprocessing.active_children():
             worker.kill()  # the executor would ask them to end, and wait

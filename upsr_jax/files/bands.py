@@ -1,12 +1,13 @@
 """Pictures that come in bands of rows, from top to bottom, and are never whole in memory."""
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+
+from upsr_jax.files.ahead import run_ahead
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,14 +29,8 @@ def regroup(bands: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
         yield np.concatenate(held)
 
 
-def map_ahead(function: Callable[[T], R], jobs: Iterable[T]) -> Iterator[R]:
+def map_on_threads(function: Callable[[T], R], jobs: Iterable[T]) -> Iterator[R]:
     """Map on several threads, in order, a few jobs ahead and no more, as they hold memory."""
     threads = min(8, os.cpu_count() or 1)
-    ahead: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for job in jobs:
-            ahead.append(pool.submit(function, job))
-            if len(ahead) > threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        yield from run_ahead(pool, function, jobs, threads + 1)

@@ -18,7 +18,6 @@ from PIL.TiffImagePlugin import TiffImageFile
 from upsr_jax.files import checks, colours, deep, exif
 from upsr_jax.files.metadata import Metadata, read_metadata
 from upsr_jax.files.open_photo import MAX_BYTES, ImageError, open_photo, open_result
-from upsr_jax.files.open_photo import MAX_PIXELS as MAX_PIXELS
 from upsr_jax.files.plugins import Opened
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from upsr_jax.files.bands import map_ahead
+from upsr_jax.files.bands import map_on_threads
 from upsr_jax.files.checks import PNG_START, File
 
 COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by the number of channels
@@ -50,7 +50,7 @@ def write_png(
         return filtered, deflate(filtered, is_last)
 
     start = b"\x78\x9c"  # of a zlib stream; what follows are its blocks, of which none needs others
-    for filtered, packed in map_ahead(pack, with_row_above()):
+    for filtered, packed in map_on_threads(pack, with_row_above()):
         check = zlib.adler32(filtered, check)
         write_chunk(file, b"IDAT", start + packed)
         start = b""

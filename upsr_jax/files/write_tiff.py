@@ -22,7 +22,7 @@ from PIL.TiffImagePlugin import (
     ImageFileDirectory_v2,
 )
 
-from upsr_jax.files.bands import map_ahead
+from upsr_jax.files.bands import map_on_threads
 from upsr_jax.files.checks import File
 
 STARTS = {False: b"II*\0\x08\0\0\0", True: b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0"}  # by is_big
@@ -79,7 +79,7 @@ def write_tiff(
     begin = file.tell()
     file.write(bytes(len(encode([0] * count, [0] * count))))
     sizes = []
-    for packed in map_ahead(pack, blocks):
+    for packed in map_on_threads(pack, blocks):
         file.write(packed)
         sizes.append(len(packed))
     end = file.tell()

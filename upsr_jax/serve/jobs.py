@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 import statistics
 import threading
 import time
@@ -21,7 +20,7 @@ from upsr_jax.models.config import ModelConfig
 from upsr_jax.upscale.collection import Room
 from upsr_jax.upscale.photo import AS_IT_WAS, Result, upscale_photo
 from upsr_jax.upscale.restore import SIZE_MULTIPLE, Sampling, padded_side, with_sampling
-from upsr_jax.upscale.sizes import Wanted, result_size
+from upsr_jax.upscale.sizes import Wanted, result_size, runs_twice
 from upsr_jax.upscale.tiles import SCALE
 from upsr_jax.upscale.upscaler import Upscaler, check_seed
 
@@ -98,7 +97,7 @@ class Desk:
         upscaler = self.upscaler(AS_TRAINED)
         assert upscaler.made_of is not None
         self.config: ModelConfig = upscaler.made_of[0]
-        self.at_once = 2 * upscaler.batch + (os.cpu_count() or 1)
+        self.at_once = upscaler.threads
         self.pool = ThreadPoolExecutor(self.at_once)
         self.room = Room(max(limits.pixels, 1))
         self.lock = threading.RLock()
@@ -150,7 +149,7 @@ class Desk:
                 "pixels; choose a smaller scale.",
             )
         pixels = padded_side(height) * padded_side(width)
-        if max(tall / height, wide / width) > SCALE:  # what comes out goes in once more
+        if runs_twice((height, width), (tall, wide)):  # what comes out goes in once more
             pixels += padded_side(SCALE * height) * padded_side(SCALE * width)
         seconds = self.expect_seconds(pixels)
         if seconds > limits.seconds:

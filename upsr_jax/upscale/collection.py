@@ -28,9 +28,8 @@ from upsr_jax.cluster.join import read_settings
 from upsr_jax.cluster.roll_call import roll_call
 from upsr_jax.files.find import READ_SUFFIXES, UNREAD_SUFFIXES, check_local, find_images
 from upsr_jax.files.names import alike, of_folders, show
-from upsr_jax.files.open_photo import open_result
+from upsr_jax.files.open_photo import MAX_PIXELS, open_result
 from upsr_jax.files.photos import (
-    MAX_PIXELS,
     ImageError,
     count_pixels,
     read_note,
@@ -276,9 +275,7 @@ def run_jobs(
     for folder in {job.target.parent for job in jobs}:
         remove_parts(folder)
     room = Room(MAX_PIXELS)  # so that many pictures take no more memory than the largest one
-    # Twice the tiles that run at once, so that a batch fills while one runs; and those that read
-    # and write.
-    threads = min(len(jobs), 2 * upscaler.batch + (os.cpu_count() or 1))
+    threads = min(len(jobs), upscaler.threads)
     with MegapixelBar(jobs, wanted, quiet) as bar, ThreadPoolExecutor(threads) as pool:
 
         def run(job: Job) -> Outcome:

@@ -77,6 +77,11 @@ def result_size(height: int, width: int, wanted: Wanted) -> tuple[int, int]:
     return tall, wide
 
 
+def runs_twice(old: tuple[int, int], new: tuple[int, int]) -> bool:
+    """Tell whether the model has to run on its own result to make a photo as large as `new`."""
+    return new[0] > SCALE * old[0] or new[1] > SCALE * old[1]
+
+
 def resize_rows(
     rows: Float32[np.ndarray, "n w c"],
     start: int,

@@ -36,7 +36,7 @@ from upsr_jax.upscale.restore import (
     padded_side,
     with_sampling,
 )
-from upsr_jax.upscale.sizes import Wanted, alpha_rows, resize_bands, result_size
+from upsr_jax.upscale.sizes import Wanted, alpha_rows, resize_bands, result_size, runs_twice
 from upsr_jax.upscale.tiles import SCALE, blend_bands, noise_window, pad_reflect, tile_grid
 from upsr_jax.weights.model_folder import CHECKSUMS, load_model
 from upsr_jax.weights.models import BUILT_IN_MODEL, find_model
@@ -163,6 +163,14 @@ class Upscaler:
         """Choose a batch: one tile keeps a CPU busy, and an accelerator gains from several."""
         return 1 if (mesh or local_mesh()).devices.flat[0].platform == "cpu" else 4
 
+    @property
+    def threads(self) -> int:
+        """How many threads that read, call and write keep it busy.
+
+        Twice the tiles that run at once, so that a batch fills while one runs, and one a CPU.
+        """
+        return 2 * self.batch + (os.cpu_count() or 1)
+
     def __call__(
         self,
         image: Any,
@@ -222,7 +230,7 @@ class Upscaler:
         measure = None if uncertainty is None else self._measure_uncertainty(uncertainty)
         height, width = pixels.shape[:2]
         area = new[0] * new[1]
-        twice = new[0] > SCALE * height or new[1] > SCALE * width
+        twice = runs_twice((height, width), new)
         first_share = 1 / (1 + SCALE**2) if twice else 1.0
 
         def report(begin: float, end: float) -> Callable[[float], None] | None:
