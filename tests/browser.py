@@ -109,6 +109,23 @@ class Browser:
         node = self.send("DOM.querySelector", nodeId=document, selector=selector)["nodeId"]
         self.send("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
+    def download(self, script: str, folder: Path) -> Path:
+        """Run a script that starts a download into a folder, and wait until it is whole."""
+        self.send(
+            "Browser.setDownloadBehavior",
+            behavior="allow",
+            downloadPath=str(folder),
+            eventsEnabled=True,
+        )
+        self.run(script)
+        until = time.monotonic() + TIMEOUT
+        while time.monotonic() < until:
+            steps = self.messages("Browser.downloadProgress")
+            if steps and steps[-1]["state"] == "completed":
+                return folder
+            time.sleep(0.1)
+        raise TimeoutError(f"{self.messages('Browser.downloadWillBegin')}, {steps[-1:]}")
+
     def press(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):
             self.send(

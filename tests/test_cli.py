@@ -220,6 +220,9 @@ def test_one_photo_may_be_given_the_name_of_its_result(tmp_path, run, name):
         (["a.png", "--out", "x", "--scale", "2", "--width", "9"], "give either a scale or a width"),
         (["-", "a.png", "--out", "x"], "- stands for one photo: name no other beside it"),
         (["-", "--out", "x"], "--out x is a folder: a photo from stdin needs a name"),
+        (["-", "--out", "x.gif"], "x.gif: the name must end in one of .png, .jpg, .webp"),
+        (["-", "--out", "x.png", "--json", "--dry-run"], "- goes without --dry-run, --json: name"),
+        (["a.png", "--out", "-", "--uncertainty"], "- goes without --uncertainty: name both"),
         (["a.png", "--out", "x.png", "--format", "jpg"], "--out x.png is not of --format jpg"),
     ],
 )

@@ -89,6 +89,17 @@ Fidelity = Annotated[
     float,
     typer.Option(min=0, max=1, help="Blend with the estimate: 0 is sharpest, 1 most faithful."),
 ]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, gpu, tpu, or one: gpu:1.", show_default="all there are")
+]
+Arithmetic = Annotated[
+    Precision | None,
+    typer.Option(
+        "--precision",
+        help="Arithmetic of the networks; auto: float32 on CPUs, else bfloat16.",
+        show_default="as the model was trained",
+    ),
+]
 
 
 # JAX and everything that needs it are imported inside the commands, so that --help answers at once.
@@ -173,16 +184,8 @@ def upscale(
     sampler: Sampler = None,
     min_noise: MinNoise = None,
     fidelity: Fidelity = 0.0,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, gpu, tpu, or one: gpu:1.", show_default="all there are")
-    ] = None,
-    precision: Annotated[
-        Precision | None,
-        typer.Option(
-            help="Arithmetic of the networks; auto: float32 on CPUs, else bfloat16.",
-            show_default="as the model was trained",
-        ),
-    ] = None,
+    device: Device = None,
+    precision: Arithmetic = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace results that exist and are others.")
     ] = False,
@@ -217,6 +220,15 @@ def upscale(
             scale, width, height, max_side, format, quality, strip_metadata, strip_location
         )
         if Path("-") in (*images, out):
+            for_names = {
+                "--suffix": suffix,
+                "--uncertainty": uncertainty,
+                "--dry-run": dry_run,
+                "--json": as_json,
+                "--processes": processes,
+            }
+            if without := [option for option, value in for_names.items() if value]:
+                fail(f"- goes without {', '.join(without)}: name both files, or leave that out.")
             load_fn = functools.partial(load_upscaler, model, tile, **running)
             pipe(images, out, wanted, seed, overwrite, quiet, load_fn)
             raise typer.Exit
@@ -266,16 +278,16 @@ def pipe(
 
     from upsr_jax.files.photos import ImageError
     from upsr_jax.files.whole import whole_file
-    from upsr_jax.upscale.collection import plan
+    from upsr_jax.upscale.collection import names_picture, with_format_of
     from upsr_jax.upscale.photo import upscale_photo
 
     dash = Path("-")
     if len(images) > 1:
         raise ValueError("- stands for one photo: name no other beside it")
     if out != dash:
-        _, _, _, wanted = plan([Path("stdin")], out, wanted)
-        if wanted.format == "auto":
+        if not names_picture(out):
             raise ValueError(f"--out {out} is a folder: a photo from stdin needs a name, out.png")
+        wanted = with_format_of(out, wanted)
         if out.exists() and not overwrite:
             raise ValueError(f"{out}: exists already; add --overwrite to replace it")
     elif sys.stdout.isatty():
@@ -558,6 +570,8 @@ def serve(
     ] = None,
     model: ModelFolder = None,
     tile: Tile = 256,
+    device: Device = None,
+    precision: Arithmetic = None,
     max_bytes: Annotated[int, typer.Option(min=1024, help="Most bytes of a photo.")] = 64 * 2**20,
     max_pixels: Annotated[int, typer.Option(min=4096, help="Most pixels of a photo.")] = 16_000_000,
     max_queue: Annotated[int, typer.Option(min=0, help="Most photos that wait.")] = 32,
@@ -576,7 +590,9 @@ def serve(
         from upsr_jax.upscale.upscaler import Upscaler
 
         serve(
-            lambda sampling: Upscaler.from_pretrained(model, tile, **vars(sampling)),
+            lambda sampling: Upscaler.from_pretrained(
+                model, tile, device, precision, **vars(sampling)
+            ),
             host,
             port,
             token or None,

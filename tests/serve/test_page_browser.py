@@ -5,7 +5,7 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
-from browser import TIMEOUT, start_browser
+from browser import start_browser
 from photos import draw_photo, save
 from serving import serving
 from typer.testing import CliRunner
@@ -84,14 +84,7 @@ def test_a_photo_goes_in_and_what_the_command_writes_comes_out(
     page.press("Home")
     page.wait_for(f"{DIVIDER}.ariaValueNow == '0'")
 
-    page.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "got"))
-    page.run(f"{LINK}.click()")
-    got = tmp_path / "got" / "my photo.png"
-    until = time.monotonic() + TIMEOUT
-    while not got.exists():  # it has another name until it is whole
-        assert time.monotonic() < until
-        page.run("0")
-        time.sleep(0.1)
+    got = page.download(f"{LINK}.click()", tmp_path / "got") / "my photo.png"
     out = tmp_path / "out" / "my photo.png"
     command = ["upscale", photo, "--out", out, "--model", model, "--tile", 64]
     result = CliRunner().invoke(cli.app, [str(each) for each in command])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from upsr_jax.cli import app
+from upsr_jax.upscale.restore import Sampling
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +33,17 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
     result = CliRunner().invoke(app, ["serve", "--port", "0", "--model", str(tmp_path / "none")])
     assert result.exit_code == 2 and str(tmp_path / "none") in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_device_and_precision_are_those_asked_for(model, monkeypatch):
+    def once(load_fn, *_):
+        raise ValueError(f"loaded in {load_fn(Sampling()).recipe['precision']}")
+
+    monkeypatch.setattr("upsr_jax.serve.server.serve", once)
+    command = ["serve", "--model", str(model), "--device", "cpu", "--precision", "bfloat16"]
+    assert CliRunner().invoke(app, command).stderr == "upsr: loaded in bfloat16\n"
+    result = CliRunner().invoke(app, ["serve", "--device", "tpu", "--model", str(model)])
+    assert result.exit_code == 2 and "tpu" in result.stderr
 
 
 def test_without_its_packages_it_says_what_to_install(monkeypatch):

@@ -26,11 +26,13 @@ from upsr_jax.upscale.collection import (
     Job,
     Room,
     find_sources,
+    measure,
     meet_others,
     plan_jobs,
     run_jobs,
     take_share,
 )
+from upsr_jax.upscale.sizes import Wanted
 from upsr_jax.upscale.upscaler import Upscaler
 
 OUT = Path("out")
@@ -68,6 +70,12 @@ def test_only_so_many_pixels_are_held():
         list(pool.map(use, [3, 4, 5, 1, 6, 7] * 20))
     assert len(sums) == 120
     assert 7 < max(sums) <= 10  # several at once, but no more than there is room for
+
+
+def test_a_picture_between_two_runs_is_counted(tmp_path):
+    job = Job(save(tmp_path / "a.png", photo(6, 8)), tmp_path / "x.png")
+    assert measure(job, Wanted(4)) == (48, 32 * 24)
+    assert measure(job, Wanted(5)) == (48 * 16, 40 * 30)
 
 
 def test_results_keep_wide_colours_and_are_grey_if_the_photo_is(tmp_path):

@@ -23,6 +23,7 @@ from upsr_jax import Upscaler
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.ops import bicubic_upsample
 from upsr_jax.upscale.restore import Restoration
+from upsr_jax.upscale.sizes import Wanted, result_size
 from upsr_jax.upscale.tiles import noise_window
 from upsr_jax.upscale.upscaler import _as_pixels, check_seed
 from upsr_jax.weights.model_folder import load_model, save_model
@@ -279,6 +280,16 @@ def test_results_have_any_scale(scale, tile):
 def test_a_scale_that_can_not_be_is_refused(scale):
     with pytest.raises(ValueError, match=r"scale is .*, but must lie in 1\.\.16"):
         Upscaler(repeat, {})(photo(5, 5), scale=scale)
+
+
+def test_above_four_times_a_photo_is_no_larger_than_memory_holds():
+    """Between two runs of the model its result, sixteen times the photo's pixels, is held."""
+    assert result_size(4096, 4096, Wanted(4.5)) == (18432, 18432)
+    assert result_size(10000, 13000, Wanted(4)) == (40000, 52000)
+    assert result_size(10000, 13000, Wanted(16, max_side=52000)) == (40000, 52000)
+    for wanted in (Wanted(4.5), Wanted(height=20000)):
+        with pytest.raises(ValueError, match=r"above 4 times a side .* at most 16,777,216 pixels"):
+            result_size(4096, 4097, wanted)
 
 
 def test_uncertainty_comes_beside_the_image():

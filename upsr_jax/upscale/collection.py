@@ -45,7 +45,8 @@ from upsr_jax.upscale.photo import (
     describe,
     draw_uncertainty,
 )
-from upsr_jax.upscale.sizes import Wanted, result_size
+from upsr_jax.upscale.sizes import Wanted, result_size, runs_twice
+from upsr_jax.upscale.tiles import SCALE
 from upsr_jax.upscale.upscaler import Progress, Upscaler
 
 
@@ -98,10 +99,15 @@ def plan(
         raise ValueError(f"--out {out} names one picture, and here may be several; name a folder.")
     if suffix:
         raise ValueError(f"--out {out} names the result; leave out --suffix.")
+    return [Job(inputs[0], out)], out.parent, [], with_format_of(out, wanted)
+
+
+def with_format_of(out: Path, wanted: Wanted) -> Wanted:
+    """Want the format that a result's name tells; raise ValueError if another one is wanted."""
     format = format_of(out)
     if wanted.format not in ("auto", format):
         raise ValueError(f"--out {out} is not of --format {wanted.format}; leave one of them out.")
-    return [Job(inputs[0], out)], out.parent, [], dataclasses.replace(wanted, format=format)
+    return dataclasses.replace(wanted, format=format)
 
 
 def plan_jobs(
@@ -327,7 +333,7 @@ def run_job(
     ImageError, before the work, if the result cannot be written.
     """
     begun = time.monotonic()
-    pixels, area = measure(job, wanted)
+    held, area = measure(job, wanted)
     # Before the picture is read: should it change meanwhile, the next run finds another one.
     note = describe(upscaler, job.source, wanted, seed)
 
@@ -344,7 +350,7 @@ def run_job(
         if (found := find_done(target)) is not None:
             return found
     check_free(job.target, job.source, overwrite)
-    with room.hold(pixels):
+    with room.hold(held):
         with caught_warnings() as warnings:
             photo = read_photo(job.source)._replace(format=format_of(job.target))
         unsure = np.zeros(photo.pixels.shape[:2], np.float32) if uncertainty else None
@@ -369,12 +375,17 @@ def run_job(
 
 
 def measure(job: Job, wanted: Wanted) -> tuple[int, int]:
-    """Tell from a picture's header its pixels and those of its result; raise ImageError."""
-    height, width = read_size(job.source)
+    """Tell by a picture's header the pixels held for it, and those of its result.
+
+    Raises ImageError.
+    """
+    size = read_size(job.source)
     try:
-        return height * width, math.prod(result_size(height, width, wanted))
+        new = result_size(*size, wanted)
     except ValueError as error:
         raise naming(job, error) from error
+    held = math.prod(size) * (SCALE**2 if runs_twice(size, new) else 1)
+    return min(held, MAX_PIXELS), math.prod(new)
 
 
 def check_free(target: Path, source: Path, overwrite: bool) -> bool:

@@ -13,6 +13,7 @@ from upsr_jax.files.write_photo import FORMATS
 from upsr_jax.upscale.tiles import SCALE
 
 MAX_SCALE = 16  # two runs of the model
+MAX_BETWEEN = 2**28  # pixels between these two, which are held in memory
 SUPPORT = {Image.Resampling.LANCZOS: 3, Image.Resampling.BICUBIC: 2}  # pixels to either side
 
 
@@ -58,7 +59,10 @@ class Wanted:
 
 
 def result_size(height: int, width: int, wanted: Wanted) -> tuple[int, int]:
-    """Tell height and width of the result of a photo; raise ValueError above 16 times a side."""
+    """Tell height and width of the result of a photo.
+
+    Raises ValueError above 16 times a side, and above 4 times for a photo too large for that.
+    """
     if wanted.width or wanted.height:
         ratio = wanted.width / width if wanted.width else (wanted.height or 1) / height
         tall, wide = wanted.height or ratio * height, wanted.width or ratio * width
@@ -73,6 +77,11 @@ def result_size(height: int, width: int, wanted: Wanted) -> tuple[int, int]:
         raise ValueError(
             f"a photo of {width}x{height} can't become {wide}x{tall}: a side may grow "
             f"{MAX_SCALE} times, to {MAX_SCALE * width}x{MAX_SCALE * height}"
+        )
+    if runs_twice((height, width), (tall, wide)) and height * width * SCALE**2 > MAX_BETWEEN:
+        raise ValueError(
+            f"a photo of {width}x{height} can't become {wide}x{tall}: above {SCALE} times a side "
+            f"it must have at most {MAX_BETWEEN // SCALE**2:,} pixels"
         )
     return tall, wide
 

@@ -244,7 +244,10 @@ class Upscaler:
         bands = map(measure, bands) if measure else bands
         size = SCALE * height, SCALE * width
         if twice:
-            whole = np.concatenate([(band + 1) / 2 for band in bands])
+            whole, row = np.empty((*size, 3), np.uint16), 0  # half as large as floats
+            for band in bands:
+                whole[row : row + len(band)] = from_signed(band, np.uint16)
+                row += len(band)
             size = SCALE * size[0], SCALE * size[1]
             bands = self.restore_bands(whole, seed, report(first_share, 1.0), ("image",))
         alpha_of = alpha_rows(pixels[..., 3], new) if pixels.shape[2] == 4 else None
