@@ -84,7 +84,8 @@ def test_a_photo_goes_in_and_what_the_command_writes_comes_out(
     page.press("Home")
     page.wait_for(f"{DIVIDER}.ariaValueNow == '0'")
 
-    got = page.download(f"{LINK}.click()", tmp_path / "got") / "my photo.png"
+    got = page.download(f"{LINK}.click()")
+    assert got.name == "my photo.png"
     out = tmp_path / "out" / "my photo.png"
     command = ["upscale", photo, "--out", out, "--model", model, "--tile", 64]
     result = CliRunner().invoke(cli.app, [str(each) for each in command])
