@@ -1,0 +1,284 @@
+"""Measure what a model costs here: one table of times, arithmetic, memory and compilation.
+
+    python scripts/benchmark.py --config realsr_x4
+    python scripts/benchmark.py --config lite_x4 --only denoiser,estimator --json before.json
+    python scripts/benchmark.py --config lite_x4 --compare before.json
+
+Networks have random weights, which cost what trained ones do. Each row is compiled once, warmed up,
+and timed until there are `--repeats` runs and `--seconds` are over. GFLOP are those of products and
+convolutions, counted from the program as it is written; "XLA" is what the compiler counts, with all
+else. The share is that of the matrix rate measured in the same run and precision. Peak memory is
+that of a program's arguments, results and temporaries. Rows of one run compare well; another run
+may have another machine to itself.
+"""
+
+import itertools
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.extend import core
+from ml_collections import ConfigDict, config_flags
+
+from upsr_jax.cluster.compiler import compiler_options, use_safe_compiler
+from upsr_jax.cluster.devices import local_mesh
+from upsr_jax.data.degradation.host import degrade
+from upsr_jax.files.config_files import define_config_flag
+from upsr_jax.files.whole import write_whole
+from upsr_jax.models.build import (
+    apply,
+    create_denoiser,
+    create_estimator,
+    init_denoiser,
+    init_estimator,
+)
+from upsr_jax.models.config import ModelConfig
+from upsr_jax.train.optimizer import create_optimizer, create_schedule
+from upsr_jax.train.sharding import create_mesh
+from upsr_jax.train.state import create_state
+from upsr_jax.train.step import make_loss_fn, make_train_step
+from upsr_jax.upscale.photo import upscale_photo
+from upsr_jax.upscale.restore import make_super_resolve
+from upsr_jax.upscale.upscaler import Upscaler
+from upsr_jax.weights.published import load_lpips_vgg
+
+CONFIG = define_config_flag()
+BATCH = flags.DEFINE_integer("batch", 1, "Images at once.", lower_bound=1)
+SIZE = flags.DEFINE_integer("size", 64, "Low-resolution pixels a side.", lower_bound=8)
+PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16"], "Of the networks.")
+ONLY = flags.DEFINE_list("only", [], "Begins the names of the rows that are measured; all.")
+REPEATS = flags.DEFINE_integer("repeats", 5, "Runs a row, at least.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 5.0, "Seconds a row, at least.", lower_bound=0)
+JSON = flags.DEFINE_string("json", None, "File to write the rows to.")
+COMPARE = flags.DEFINE_string("compare", None, "File of an earlier run's rows.")
+
+MATRIX, COPY = 2048, 2**26  # side of the matrices, floats copied
+PHOTO = 512  # pixels a side of the photo that is upscaled from file to file
+
+OF_PROGRAMS = (
+    "gflop",
+    "xla_gflop",
+    "share_of_matrix_rate",
+    "peak_memory_bytes",
+    "compile_seconds",
+)
+Row = dict[str, Any]
+
+
+def main(_: list[str]) -> None:
+    """Measure each row and print the table as it grows."""
+    use_safe_compiler()
+    cv2.setNumThreads(1)  # as training does
+    before = read_rows(COMPARE.value) if COMPARE.value else {}
+    device = jax.devices()[0]
+    config_name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    print(f"{device.device_kind}, {config_name}, batch {BATCH.value}, {PRECISION.value}\n")
+    print(f"{'':24}  seconds  spread    GFLOP      XLA  share    GB  compile  before")
+    rows: list[Row] = []
+    rates: dict[str, float] = {}
+    for name, make, runs_on_device in cases(CONFIG.value):
+        if ONLY.value and not name.startswith(tuple(ONLY.value)):
+            continue
+        row = {"name": name, "config": config_name, "batch": BATCH.value, "size": SIZE.value}
+        row["precision"] = PRECISION.value
+        row |= measure_program(*make()) if runs_on_device else measure_calls(make())
+        if name.startswith("matrix"):
+            rates[name.removeprefix("matrix ")] = row["gflop"] / row["seconds"]
+        rate = rates.get(PRECISION.value)
+        if rate and row["gflop"]:
+            row["share_of_matrix_rate"] = row["gflop"] / row["seconds"] / rate
+        rows.append(row)
+        print(line_of(row, before.get(name)), flush=True)
+    if JSON.value:
+        write_whole(Path(JSON.value), json.dumps(rows, indent=1).encode())
+
+
+def cases(config: ConfigDict) -> Iterator[tuple[str, Callable[[], Any], bool]]:
+    """List what is measured: names, what makes the program or the call, and which of these it is.
+
+    A program comes as a function of arrays and its arguments; of a call a result is waited for.
+    """
+    key, batch, size = jax.random.key(0), BATCH.value, SIZE.value
+    config = config.copy_and_resolve_references()
+    config.dtype = PRECISION.value
+    model = ModelConfig.of(config)
+    lr, hr = (random_images(batch, side) for side in (size, 4 * size))
+    dtype = jnp.dtype(PRECISION.value)
+
+    def params() -> dict[str, Any]:
+        found = {"estimator": jax.jit(lambda: init_estimator(key, config.estimator))()}
+        if config.network == "denoiser":
+            found["denoiser"] = jax.jit(lambda: init_denoiser(key, config.model))()
+        return found
+
+    def matrices(dtype: str) -> Callable[[], Any]:
+        ones = jnp.ones((MATRIX, MATRIX), dtype)
+        return lambda: (jnp.matmul, (ones, ones))
+
+    def denoiser() -> Any:
+        network = create_denoiser(model)
+        x_t, condition = (jnp.ones((batch, size, size, c), dtype) for c in (48, 96))
+        args = params()["denoiser"], x_t, jnp.full(batch, 99), condition
+        return lambda p, *inputs: apply(network, p, *inputs), args
+
+    def estimator() -> Any:
+        network = create_estimator(model)
+        return lambda p, x: apply(network, p, x), (params()["estimator"], (lr + 1) / 2)
+
+    def restoration() -> Any:
+        return make_super_resolve(model), (params(), lr, jax.random.normal(key, hr.shape))
+
+    def train_step(lpips_weight: float) -> Callable[[], Any]:
+        def make() -> Any:
+            config.loss.lpips_weight = lpips_weight
+            optimizer = create_optimizer(create_schedule(**config.schedule), **config.optimizer)
+            found = params()
+            state = create_state(found.pop(config.network), optimizer)
+            frozen = found | ({"lpips": load_lpips_vgg()} if lpips_weight else {})
+            step = make_train_step(
+                make_loss_fn(config, config.train.remat),
+                optimizer,
+                config.train.ema_decay,
+                seed=0,
+                microbatches=1,
+                mesh=create_mesh(-1, 1),
+            )
+            return step, (state, frozen, {"lr": lr, "hr": hr, "stop": jnp.zeros(batch, bool)})
+
+        return make
+
+    def on_host() -> Callable[[], Any]:
+        rng = np.random.default_rng(0)
+        crop = rng.integers(0, 256, (config.data.crop_size, config.data.crop_size, 3), np.uint8)
+        return lambda: degrade(rng, crop, **config.degradation)
+
+    def photo() -> Callable[[], Any]:
+        noise = np.random.default_rng(0).integers(0, 256, (PHOTO // 8, PHOTO // 8, 3), np.uint8)
+        png = cv2.imencode(".png", cv2.resize(noise, (PHOTO, PHOTO)))[1].tobytes()
+        upscaler = Upscaler.from_params(model, jax.device_get(params()), "benchmark")
+        upscale_photo(upscaler, png)  # compiles
+        return lambda: upscale_photo(upscaler, png)
+
+    yield "matrix float32", matrices("float32"), True
+    yield "matrix bfloat16", matrices("bfloat16"), True
+    yield "copy", lambda: (lambda x: x + 1, (jnp.ones(COPY),)), True
+    if config.network == "denoiser":
+        yield "denoiser", denoiser, True
+    yield "estimator", estimator, True
+    yield "restoration", restoration, True
+    yield "train step", train_step(config.loss.lpips_weight or 1.0), True
+    yield "train step, no LPIPS", train_step(0.0), True
+    yield "degradation on the host", on_host, False
+    yield f"photo of {PHOTO}x{PHOTO}", photo, False
+
+
+def random_images(batch: int, side: int) -> jax.Array:
+    """Draw signed images [batch, side, side, 3]."""
+    return jax.random.uniform(jax.random.key(side), (batch, side, side, 3), minval=-1.0)
+
+
+def measure_program(function: Callable[..., Any], args: tuple[Any, ...]) -> Row:
+    """Compile a function of arrays, and time it, each result waited for."""
+    options = compiler_options(local_mesh().devices.flat[0].platform)
+    start = time.perf_counter()
+    program = jax.jit(function, compiler_options=options).lower(*args).compile()
+    compile_seconds = time.perf_counter() - start
+    memory = program.memory_analysis()
+    parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    return measure_calls(lambda: jax.block_until_ready(program(*args))) | {
+        "gflop": count_products(jax.make_jaxpr(function)(*args).jaxpr) / 1e9,
+        "xla_gflop": (program.cost_analysis() or {}).get("flops", 0) / 1e9,
+        "peak_memory_bytes": sum(getattr(memory, part) for part in parts) if memory else None,
+        "compile_seconds": compile_seconds,
+    }
+
+
+def measure_calls(call: Callable[[], Any]) -> Row:
+    """Time a call: median and the range that the middle half of the runs lies in, as its share."""
+    call()
+    seconds: list[float] = []
+    while len(seconds) < REPEATS.value or sum(seconds) < SECONDS.value:
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds)
+    low, high = np.quantile(seconds, (0.25, 0.75))
+    row = {"seconds": median, "spread": float(high - low) / median, "runs": len(seconds)}
+    return row | dict.fromkeys(OF_PROGRAMS)
+
+
+def count_products(jaxpr: core.Jaxpr) -> float:
+    """Count the FLOPs of all products and convolutions in a program: two a multiplication.
+
+    Those of loops count as often as they run; of branches the costliest counts.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            length = math.prod(left[axis] for axis in contracted)
+            total += 2 * length * math.prod(equation.outvars[0].aval.shape)
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
+            out = math.prod(equation.outvars[0].aval.shape) / params["batch_group_count"]
+            # Zeros that dilation puts between an input's pixels cost nothing that counts.
+            dilated = math.prod(params["lhs_dilation"])
+            total += 2 * out * math.prod(kernel) / outputs / dilated
+        else:
+            inner = [count_products(each) for each in inner_programs(params)]
+            times = params["length"] if name == "scan" else 1
+            total += times * (max(inner, default=0.0) if name == "cond" else sum(inner))
+    return total
+
+
+def inner_programs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+    """List the programs that an operation runs."""
+    for value in itertools.chain.from_iterable(
+        each if isinstance(each, tuple | list) else [each] for each in params.values()
+    ):
+        if isinstance(value, core.ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, core.Jaxpr):
+            yield value
+
+
+def read_rows(path: str) -> dict[str, Row]:
+    """Read an earlier run's rows by their names."""
+    return {row["name"]: row for row in json.loads(Path(path).read_text())}
+
+
+def line_of(row: Row, before: Row | None) -> str:
+    """Lay out a row of the table; the last column is the share of the earlier time."""
+
+    def show(name: str, form: str, width: int, unit: float = 1) -> str:
+        value = row[name]
+        return f"{'' if value is None else format(value / unit, form):>{width}}"
+
+    columns = (
+        show("seconds", ".4g", 9),
+        show("spread", ".0%", 6),
+        show("gflop", ".4g", 7),
+        show("xla_gflop", ".4g", 7),
+        show("share_of_matrix_rate", ".0%", 5),
+        show("peak_memory_bytes", ".2f", 4, 1e9),
+        show("compile_seconds", ".1f", 7),
+        f"{row['seconds'] / before['seconds']:6.2f}" if before else "",
+    )
+    return f"{row['name']:24}" + "  ".join(columns)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)
