@@ -15,12 +15,17 @@ from tiny_model import random_params
 from configs import tiny
 from upsr_jax.diffusion import Schedule
 from upsr_jax.models.atd import ATD
+from upsr_jax.models.build import apply
 from upsr_jax.models.lpips import LPIPS
 from upsr_jax.train import step as train_step_module
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
 from upsr_jax.train.sharding import create_mesh
 from upsr_jax.train.state import create_state
 from upsr_jax.train.step import make_loss_fn, make_train_step, split_microbatches
+from upsr_jax.weights.published import load_lpips_vgg
+
+
+KEY = jax.random.key(0)
 
 
 @pytest.fixture
@@ -228,3 +233,38 @@ def test_lpips_gets_both_images_moved_alike_or_as_they_are(config, jitter, monke
         )
     assert counts.sum() == 100  # one place each
     assert counts.min() > 10 if jitter else counts[0, 0] == 100
+
+
+def test_the_gradient_of_lpips_has_a_type_of_its_own(config, monkeypatch):
+    """The estimate is the parameters themselves: with their own gradient, of float32 networks."""
+
+    def fake_apply(network, params, *inputs):
+        return apply(network, params, *inputs) if isinstance(network, LPIPS) else params
+
+    monkeypatch.setattr(train_step_module, "apply", fake_apply)
+    lpips = load_lpips_vgg()
+    rng = np.random.default_rng(0)
+    hr = jnp.asarray(rng.uniform(-1, 1, (1, 64, 64, 3)), jnp.float32)
+    estimate = 0.9 * hr + jnp.asarray(rng.normal(0, 0.1, hr.shape), jnp.float32).clip(-0.1, 0.1)
+    batch = {"lr": jnp.zeros((1, 16, 16, 3)), "hr": hr}
+    config.network, config.dtype = "estimator", "bfloat16"
+
+    def gradient_of(weight: float, dtype: str) -> np.ndarray:
+        config.loss.update(lpips_weight=weight, lpips_dtype=dtype)
+        loss_fn = make_loss_fn(config, "none")
+        loss = jax.jit(lambda x: loss_fn(x, {"lpips": lpips}, batch, jax.random.split(KEY, 1))[0])
+        return np.asarray(jax.grad(loss)(estimate))
+
+    expected = jax.jit(jax.grad(lambda x: apply(LPIPS(), lpips, x, hr).sum()))(estimate)
+    of_l1 = gradient_of(0.0, "float32")
+    scale = np.linalg.norm(expected)
+    errors, cosines = {}, {}
+    for dtype in ("float32", "float16", "bfloat16"):
+        # Of a hundredfold weight, beside which that of L1 is small enough to be taken off again.
+        found = (gradient_of(100.0, dtype) - of_l1) / 100
+        errors[dtype] = np.linalg.norm(found - expected) / scale
+        cosines[dtype] = float(np.vdot(found, expected) / np.linalg.norm(found) / scale)
+    print(errors, cosines)
+    assert errors["float32"] < 1e-5
+    assert 1e-3 < errors["float16"] < errors["bfloat16"] < 0.5
+    assert cosines["bfloat16"] > 0.9
