@@ -24,7 +24,6 @@ from upsr_jax.train.state import create_state
 from upsr_jax.train.step import make_loss_fn, make_train_step, split_microbatches
 from upsr_jax.weights.published import load_lpips_vgg
 
-
 KEY = jax.random.key(0)
 
 
