@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run the fast tests, or the files given, on every Python from 3.11 on that is installed, one after the other.
-# Each gets the versions of scripts/constraints.txt in an environment that is removed afterwards.
+# Run the fast tests, or the files given, on each of Python 3.11 to 3.13 that is installed, in an
+# environment that is removed again, with the versions of scripts/constraints.txt.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -8,17 +8,18 @@ tests=("$@")
 if ((!$#)); then
     tests=(tests/test_{diffusion,sampler,ops,prior,project}.py tests/cluster/test_compiler.py
         tests/models/test_{layers,attention}.py tests/upscale/test_tiles.py
-        tests/weights/test_model_folder.py tests/train/test_{config,optimizer,sharding,checkpoints}.py)
+        tests/weights/test_model_folder.py
+        tests/train/test_{config,optimizer,sharding,checkpoints}.py)
 fi
 
 # Print a Python of that version: one on the PATH, or the newest of pyenv or uv.
 find_python() {
-    local found
+    local found wrong="import sys; sys.exit(sys.version_info[:2] != (${1/./, }))"
     for found in "$(command -v "python$1")" \
         $(ls -dr "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python 2>/dev/null) \
         "$(uv python find --no-project "$1" 2>/dev/null)"; do
         # A shim of pyenv is there for versions that are not chosen, too, and fails.
-        if [[ -n $found ]] && "$found" -c "import sys; sys.exit(sys.version_info[:2] != (${1/./, }))" 2>/dev/null; then
+        if [[ -n $found ]] && "$found" -c "$wrong" 2>/dev/null; then
             echo "$found"
             return
         fi
