@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -355,20 +356,20 @@ def types(monkeypatch) -> list[str]:
 
 
 def test_device_and_precision_are_those_asked_for_and_the_folder_knows(config, tmp_path, types):
-    options = dict(metrics=("psnr_y",), seed=SEED)
-    folders = config.eval.model, config.eval.lr, config.eval.gt, tmp_path / "out"
-    short = evaluate_folders(*folders, device="cpu:0", precision="bfloat16", **options)
+    folders = config.eval.model, config.eval.lr, config.eval.gt
+    run = partial(evaluate_folders, *folders, seed=SEED, metrics=("psnr_y",))
+    short = run(tmp_path / "out", device="cpu:0", precision="bfloat16")
     assert types == ["bfloat16"]
     assert short["protocol"]["arithmetic"].startswith("bfloat16 on cpu, default precision")
     assert short["timing"]["devices"] == 1
     before = (tmp_path / "out" / "results.json").read_bytes()
     with pytest.raises(ValueError, match="begun with dtype = 'bfloat16', and this would be 'float"):
-        evaluate_folders(*folders, **options)
+        run(tmp_path / "out")
     assert (tmp_path / "out" / "results.json").read_bytes() == before
     with pytest.raises(ValueError, match="there is no device 'gpu:1': choose cpu, or"):
-        evaluate_folders(*folders, device="gpu:1", **options)
+        run(tmp_path / "out", device="gpu:1")
     with pytest.raises(ValueError, match="precision is 'half': choose one of float32"):
-        evaluate_folders(*folders[:3], tmp_path / "other", precision="half", **options)
+        run(tmp_path / "other", precision="half")
     assert not (tmp_path / "other").exists()
 
 
