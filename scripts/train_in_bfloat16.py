@@ -7,7 +7,7 @@ XLA's convolutions on CPUs gain nothing from bfloat16. PyTorch's oneDNN ones run
 where the processor has AVX512-BF16 or AMX: `lscpu` names avx512_bf16 or amx_bf16. Data, prior,
 noise, optimizer, averages, checkpoints and evaluation are those of the package. Only the loss and
 its gradient go through a callback, for denoisers that sample in one step; parameters and what is
-summed stay in float32.
+summed stay in float32. Whatever config.loss.lpips_dtype says, LPIPS is computed in bfloat16 too.
 """
 
 from __future__ import annotations

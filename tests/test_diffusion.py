@@ -18,7 +18,8 @@ SCHEDULES = {
     "realsr_x4": RELEASED,
     "steps15": FIFTEEN,
     "steps4_p03": Schedule.create(steps=4, kappa=2.0, power=0.3, min_noise_level=0.04),
-    "respaced": diffusion.respace(FIFTEEN, 5),
+    "respaced": diffusion.respace(FIFTEEN, 5, "released"),
+    "respaced_last": diffusion.respace(FIFTEEN, 5),
 }
 
 
@@ -38,7 +39,7 @@ def assert_unshuffled_close(actual, expected):
     assert error < 1e-7 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "respaced_last"])
 def test_schedule_is_exact(name):
     schedule = SCHEDULES[name]
     golden = load_golden("schedule")
@@ -48,7 +49,7 @@ def test_schedule_is_exact(name):
     np.testing.assert_array_equal(schedule.timesteps, golden[f"{name}/timestep_map"])
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "respaced_last"])
 def test_posterior_coefficients_are_exact(name):
     golden = load_golden("schedule")
     steps = len(SCHEDULES[name].timesteps)
@@ -173,3 +174,29 @@ def test_impossible_numbers_of_steps_are_named():
         Schedule.create(steps=1)
     with pytest.raises(ValueError, match=r"1\.\.5, got 6"):
         diffusion.respace(RELEASED, 6)
+    with pytest.raises(ValueError, match="spacing 'first': choose one of last, released"):
+        diffusion.respace(RELEASED, 3, "first")
+
+
+def test_fewer_steps_start_where_training_did():
+    kept = [diffusion.respace(RELEASED, steps).timesteps.tolist() for steps in range(1, 6)]
+    assert kept == [[4], [0, 4], [0, 2, 4], [0, 1, 3, 4], [0, 1, 2, 3, 4]]
+    y, weight, noise = random_images(3)
+    for steps in range(1, 6):
+        few = diffusion.respace(RELEASED, steps)
+        np.testing.assert_array_equal(
+            diffusion.prior_sample(few, y, weight, noise),
+            diffusion.prior_sample(RELEASED, y, weight, noise),
+        )
+    released = diffusion.respace(RELEASED, 3, "released")  # int(T / S i), without the last
+    assert released.timesteps.tolist() == [0, 1, 3]
+    assert released.etas[-1] == pytest.approx(0.667, abs=1e-3)
+
+
+def test_as_many_steps_as_trained_are_the_same_in_any_spacing():
+    for steps in (2, 5, 15, 100):
+        schedule = Schedule.create(steps=steps)
+        for spacing in diffusion.SPACINGS:
+            same = diffusion.respace(schedule, steps, spacing)
+            np.testing.assert_array_equal(same.timesteps, schedule.timesteps)
+            np.testing.assert_array_equal(same.sqrt_etas, schedule.sqrt_etas)

@@ -74,19 +74,18 @@ def test_an_oracle_is_returned_exactly(method, noise_fn):
 def test_sampling_follows_the_formulas(method, noise_fn, sample_steps):
     original = Schedule.create(steps=15)
     kept = [int(15 / sample_steps * i) for i in range(sample_steps)]
+    few = respace(original, sample_steps, "released")
     with jax.enable_x64(True):
         prior, noise = create_prior(), create_noise()
         run = jax.jit(
-            lambda prior, noise: sample(
-                respace(original, sample_steps), linear_denoise, prior, noise, method, noise_fn
-            )
+            lambda prior, noise: sample(few, linear_denoise, prior, noise, method, noise_fn)
         )
         result = run(prior, noise)
         expected = reference_sample(method, original.sqrt_etas[kept], kept, prior, noise)
     np.testing.assert_allclose(result, np.clip(expected, -1, 1), atol=1e-12)
 
 
-@pytest.mark.parametrize(("method", "calls"), [("ddim", [12, 9, 6, 3, 0]), ("one_step", [12])])
+@pytest.mark.parametrize(("method", "calls"), [("ddim", [14, 10, 7, 4, 0]), ("one_step", [14])])
 def test_the_network_sees_original_timesteps(method, calls):
     seen = []
 

@@ -361,6 +361,8 @@ def evaluate(
     sampler: Sampler = None,
     min_noise: MinNoise = None,
     fidelity: Fidelity = 0.0,
+    device: Device = None,
+    precision: Arithmetic = None,
 ) -> None:
     """Restore a folder and measure the results; start it again to go on where it was ended.
 
@@ -387,6 +389,8 @@ def evaluate(
             seed=seed,
             sampling=Sampling(steps, sampler, min_noise, fidelity),
             tile=tile,
+            device=device,
+            precision=precision,
         )
     except (OSError, ValueError, ImportError) as error:
         fail(error)

@@ -19,6 +19,7 @@ Step = int | Int[Array, ""] | Int[Array, " b"]
 # What the released network was trained with in place of E[w_u^2] and of the variance of an image.
 _MEAN_SQUARE_WEIGHT = 0.3
 _IMAGE_VARIANCE = 0.25
+SPACINGS = ("last", "released")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,15 +68,24 @@ class Schedule:
         return np.append(0.0, self.etas[:-1])
 
 
-def respace(schedule: Schedule, sample_steps: int) -> Schedule:
+def respace(schedule: Schedule, sample_steps: int, spacing: str = "last") -> Schedule:
     """Keep `sample_steps` evenly spread steps; `timesteps` still names the original ones.
 
-    Raises ValueError if the schedule has fewer steps than that.
+    The last one is always kept, from where training had sampling start, and so is the first unless
+    the last is alone (arXiv 2305.08891, Sec. 3.3, "linspace"). If `spacing` is "released", they are
+    those of the released code, counted from the first one, which start with less noise.
+
+    Raises ValueError if the schedule has fewer steps than that, or for another spacing.
     """
     steps = len(schedule.timesteps)
     if not 1 <= sample_steps <= steps:
         raise ValueError(f"sample_steps must be in 1..{steps}, got {sample_steps}")
-    kept = [int(steps / sample_steps * i) for i in range(sample_steps)]
+    if spacing not in SPACINGS:
+        raise ValueError(f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
+    if spacing == "last":
+        kept = np.linspace(steps - 1, 0, sample_steps).round().astype(int)[::-1]
+    else:
+        kept = [int(steps / sample_steps * i) for i in range(sample_steps)]
     return Schedule(schedule.kappa, schedule.sqrt_etas[kept], schedule.timesteps[kept])
 
 

@@ -41,11 +41,13 @@ def test_evaluate_hands_its_options_on(tmp_path, run, monkeypatch, pairs):
     monkeypatch.setattr(run_module, "evaluate_folders", evaluate_folders)
     gt, lr, out = tmp_path / "gt", tmp_path / "lr", tmp_path / "out"
     folders = ["--pairs", gt, lr] if pairs else ["--images", lr]
-    fidelity = "--fidelity", "0.5"
-    result = run("evaluate", *folders, "--out", out, "--seed", "3", "--tile", "128", *fidelity)
+    given = ["--seed", "3", "--tile", "128", "--fidelity", "0.5"]
+    given += ["--device", "cpu:0", "--precision", "bfloat16"]
+    result = run("evaluate", *folders, "--out", out, *given)
     assert result.stderr == "upsr: no images here\n"
     assert result.exit_code == 2
     options = dict(seed=3, tile=128, sampling=Sampling(fidelity=0.5))
+    options |= dict(device="cpu:0", precision="bfloat16")
     assert calls == [((upscaler.BUILT_IN_MODEL, lr, gt if pairs else None, out), options)]
 
 

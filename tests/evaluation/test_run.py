@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -328,6 +329,7 @@ def test_sampling_options_reach_the_sampler(config, tmp_path, monkeypatch):
 
     def make_seen(config, fidelity):
         seen.update(config.sampler, min_noise=config.prior["min_noise"], fidelity=fidelity)
+        assert seen.pop("spacing") == "last"
         return make_noisy_resize(config)
 
     monkeypatch.setattr(upscaler_module, "make_super_resolve", make_seen)
@@ -336,7 +338,60 @@ def test_sampling_options_reach_the_sampler(config, tmp_path, monkeypatch):
     protocol = evaluate_folders(*folders, sampling=sampling)["protocol"]
     assert seen == dataclasses.asdict(sampling)
     assert (protocol["sampler"], protocol["steps"]) == ("ancestral", 2)
+    assert protocol["spacing"] == "last"
     assert (protocol["min_noise"], protocol["fidelity"]) == (0.5, 0.25)
+
+
+@pytest.fixture
+def types(monkeypatch) -> list[str]:
+    """The types of arithmetic in which networks are made from here on."""
+    made = []
+
+    def make_seen(config, fidelity):
+        made.append(config.dtype)
+        return make_noisy_resize(config)
+
+    monkeypatch.setattr(upscaler_module, "make_super_resolve", make_seen)
+    return made
+
+
+def test_device_and_precision_are_those_asked_for_and_the_folder_knows(config, tmp_path, types):
+    folders = config.eval.model, config.eval.lr, config.eval.gt
+    run = partial(evaluate_folders, *folders, seed=SEED, metrics=("psnr_y",))
+    short = run(tmp_path / "out", device="cpu:0", precision="bfloat16")
+    assert types == ["bfloat16"]
+    assert short["protocol"]["arithmetic"].startswith("bfloat16 on cpu, default precision")
+    assert short["timing"]["devices"] == 1
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    with pytest.raises(ValueError, match="begun with dtype = 'bfloat16', and this would be 'float"):
+        run(tmp_path / "out")
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+    with pytest.raises(ValueError, match="there is no device 'gpu:1': choose cpu, or"):
+        run(tmp_path / "out", device="gpu:1")
+    with pytest.raises(ValueError, match="precision is 'half': choose one of float32"):
+        run(tmp_path / "other", precision="half")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_from_before_precision_could_be_chosen_goes_on(config, workdir, results):
+    """What its options are has not changed."""
+    options = json.loads((workdir / "evaluation" / "options.json").read_text())
+    assert (options["dtype"], options["precision"]) == ("float32", "default")
+    assert (options["sampler"], options["steps"]) == ("ddim", 5)
+    assert "spacing" not in options and "spacing" not in results["protocol"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_is_trained_is_evaluated_in_the_precision_of_the_config(
+    config, tmp_path, types, precision
+):
+    trained = changed(config, dtype="bfloat16", eval__metrics=("psnr_y",), eval__max_images=1)
+    trained.train.keep_best = ""
+    trained.eval.precision = precision
+    protocol = evaluate(trained, tmp_path)["protocol"]
+    create_evaluator(trained, make_gather_fn(create_mesh(-1, 1)))
+    assert types == [precision] * 2
+    assert protocol["arithmetic"].startswith(f"{precision} on ")
 
 
 def test_the_evaluator_of_training_gives_the_same_numbers(config, results):

@@ -332,7 +332,8 @@ def test_a_config_that_contradicts_is_refused(config, name, value):
 
 def test_a_run_from_before_a_key_goes_on_if_the_key_says_what_it_did(config):
     stored = config_as_json(config)
-    for name in ("optimizer.muon", "data.scale", "data.rotation", "loss.lpips_jitter"):
+    new = ("optimizer.muon", "data.scale", "data.rotation", "loss.lpips_jitter")
+    for name in (*new, "loss.lpips_dtype", "sampler.spacing", "eval.precision"):
         block, key = name.split(".")
         del stored[block][key]
     stored["degradation"]["use_sharp"] = stored["data"].pop("use_sharp")  # where it was
@@ -346,6 +347,22 @@ def test_a_run_from_before_a_key_goes_on_if_the_key_says_what_it_did(config):
     changes = r"data\.scale was \[1\.0, 1\.0\] and is now \[0\.5, 1\.0\]; optimizer\.muon was False"
     with pytest.raises(ValueError, match=changes):
         check_same_config(stored, config, "runs/a")
+
+
+def test_a_run_from_before_lpips_had_a_type_goes_on_in_that_of_its_networks(config):
+    stored = config_as_json(config) | {"dtype": "bfloat16"}
+    del stored["loss"]["lpips_dtype"]
+    config.dtype = "bfloat16"
+    changed = r"loss\.lpips_dtype was bfloat16 and is now float32\. Set it back to go on, or "
+    allow = r"config\.train\.allow_changes to \('loss\.lpips_dtype',\)"
+    with pytest.raises(ValueError, match=changed + allow):
+        check_same_config(stored, config, "runs/a")
+    config.loss.lpips_dtype = "bfloat16"
+    assert check_same_config(stored, config, "runs/a") == []
+    config.loss.lpips_dtype = "float32"
+    config.train.allow_changes = ("loss.lpips_dtype",)
+    told = check_same_config(stored, config, "runs/a")
+    assert told == ["loss.lpips_dtype was bfloat16 and is now float32"]
 
 
 def test_what_changes_no_update_may_change(config):

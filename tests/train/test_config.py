@@ -88,6 +88,9 @@ def test_a_value_where_a_block_belongs_is_refused():
         ("data.rotation", 60.0, r"rotation is 60\.0: it must be 0 to 45 degrees"),
         ("data.rotation", -1.0, r"rotation is -1\.0: it must be"),
         ("eval.max_images", 0, "max_images is 0: it must be at least 1"),
+        ("eval.precision", "half", "precision is 'half': it must be one of float32, bfloat16"),
+        ("loss.lpips_dtype", "float64", "'float64': it must be one of float32, bfloat16, float16"),
+        ("sampler.spacing", "even", "spacing is 'even': it must be one of last, released"),
     ],
 )
 def test_values_that_can_not_be_are_refused(name, value, message):

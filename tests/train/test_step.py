@@ -15,12 +15,14 @@ from tiny_model import random_params
 from configs import tiny
 from upsr_jax.diffusion import Schedule
 from upsr_jax.models.atd import ATD
+from upsr_jax.models.build import apply
 from upsr_jax.models.lpips import LPIPS
 from upsr_jax.train import step as train_step_module
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
 from upsr_jax.train.sharding import create_mesh
 from upsr_jax.train.state import create_state
 from upsr_jax.train.step import make_loss_fn, make_train_step, split_microbatches
+from upsr_jax.weights.published import load_lpips_vgg
 
 
 @pytest.fixture
@@ -228,3 +230,32 @@ def test_lpips_gets_both_images_moved_alike_or_as_they_are(config, jitter, monke
         )
     assert counts.sum() == 100  # one place each
     assert counts.min() > 10 if jitter else counts[0, 0] == 100
+
+
+def test_the_gradient_of_lpips_has_a_type_of_its_own(config, monkeypatch):
+    """The estimate, which networks give in 0..1, is the parameters themselves."""
+
+    def fake_apply(network, params, *inputs):
+        return apply(network, params, *inputs) if isinstance(network, LPIPS) else params
+
+    monkeypatch.setattr(train_step_module, "apply", fake_apply)
+    lpips = load_lpips_vgg()
+    rng = np.random.default_rng(0)
+    hr = jnp.asarray(rng.uniform(-0.8, 0.8, (1, 32, 32, 3)), jnp.float32)
+    unit = (hr + jnp.asarray(rng.uniform(-0.1, 0.1, hr.shape), jnp.float32) + 1) / 2
+    batch, keys = {"lr": jnp.zeros((1, 8, 8, 3)), "hr": hr}, jax.random.split(jax.random.key(0), 1)
+    config.network, config.dtype = "estimator", "bfloat16"
+
+    def gradient_of(weight: float, dtype: str) -> np.ndarray:
+        config.loss.update(lpips_weight=weight, lpips_dtype=dtype)
+        loss_fn = make_loss_fn(config, "none")
+        gradient, _ = jax.jit(jax.grad(loss_fn, has_aux=True))(unit, {"lpips": lpips}, batch, keys)
+        return np.asarray(gradient) / 2
+
+    of_lpips = jax.jit(jax.grad(lambda image, lpips, hr: apply(LPIPS(), lpips, image, hr)[0]))
+    expected = np.asarray(of_lpips(2 * unit - 1, lpips, hr))
+    of_l1 = gradient_of(0.0, "float32")
+    exact, rounded = (gradient_of(1.0, dtype) - of_l1 for dtype in ("float32", "bfloat16"))
+    np.testing.assert_allclose(exact, expected, atol=1e-4 * np.abs(expected).max())
+    cosine = np.vdot(rounded, expected) / np.linalg.norm(rounded) / np.linalg.norm(expected)
+    assert 0.9 < cosine < 0.9995

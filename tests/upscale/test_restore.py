@@ -13,6 +13,7 @@ from tiny_model import changed
 
 from configs import tiny
 from upsr_jax.convert import denoiser_from_torch, estimator_from_torch
+from upsr_jax.diffusion import respace
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.ops import pixel_shuffle
 from upsr_jax.upscale import restore as restore_module
@@ -20,7 +21,7 @@ from upsr_jax.upscale.restore import Restoration, Sampling, make_super_resolve, 
 
 CONFIG = ModelConfig.of(changed(tiny.get_config(), dtype="float64"))
 
-ONE_STEP = dataclasses.replace(CONFIG, sampler={"method": "one_step", "steps": 5})
+ONE_STEP = dataclasses.replace(CONFIG, sampler=CONFIG.sampler | {"method": "one_step"})
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_result_is_pytorchs(params, inputs, expected, method, key):
     config = with_sampling(CONFIG, Sampling(method=method))
     if method == "one_step":
         # Which is no reason to begin anywhere but at the last step.
-        config = dataclasses.replace(config, sampler={"method": method, "steps": 1})
+        config = dataclasses.replace(config, sampler=config.sampler | {"steps": 1})
     restored = restore(params, inputs, config)
     assert restored.image.dtype == np.float64
     assert relative_error(thin_image(restored.image[:, :160, :208]), nhwc(expected[key])) < 1e-7
@@ -102,7 +103,7 @@ def test_ancestral_sampling_is_pytorchs(params, inputs, expected, monkeypatch):
 def test_options_change_a_copy_of_the_config():
     before = copy.deepcopy(CONFIG)
     config = with_sampling(CONFIG, Sampling(steps=3, method="ancestral", min_noise=0.0))
-    assert config.sampler == {"method": "ancestral", "steps": 3}
+    assert config.sampler == {"method": "ancestral", "steps": 3, "spacing": "last"}
     assert config.prior == {"un": 0.1, "min_noise": 0.0}
     assert config.model == CONFIG.model
     assert before == CONFIG
@@ -134,6 +135,25 @@ def test_options_change_a_copy_of_the_config():
 def test_options_that_a_model_was_not_trained_for_are_refused(config, options, match):
     with pytest.raises(ValueError, match=match):
         with_sampling(config, Sampling(**options))
+
+
+def test_the_spacing_is_told_only_where_steps_are_left_out():
+    """So notes and evaluations from before it could be chosen stay as they are."""
+    assert CONFIG.sampling() == {"method": "ddim", "steps": 5}
+    assert ONE_STEP.sampling() == {"method": "one_step", "steps": 5}
+    fewer = with_sampling(CONFIG, Sampling(steps=3)).sampling()
+    assert fewer == {"method": "ddim", "steps": 3, "spacing": "last"}
+
+
+@pytest.mark.parametrize(("spacing", "kept"), [("last", [0, 2, 4]), ("released", [0, 1, 3])])
+def test_fewer_steps_are_spaced_as_the_config_says(monkeypatch, spacing, kept):
+    seen = []
+    monkeypatch.setattr(
+        restore_module, "respace", lambda *given: seen.append(respace(*given)) or seen[0]
+    )
+    config = dataclasses.replace(CONFIG, sampler=CONFIG.sampler | {"spacing": spacing})
+    make_super_resolve(with_sampling(config, Sampling(steps=3)))
+    assert seen[0].timesteps.tolist() == kept
 
 
 def test_one_step_may_be_asked_for_by_its_number():

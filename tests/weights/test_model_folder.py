@@ -50,6 +50,15 @@ def test_model_comes_back(model):
     assert_holds(model, 0)
 
 
+def test_a_folder_from_before_steps_could_be_spaced_keeps_the_last(model):
+    config = json.loads((model / "config.json").read_text())
+    del config["sampler"]["spacing"]
+    replace_file(model, "config.json", json.dumps(config).encode())
+    loaded, _ = load_model(model)
+    assert loaded == CONFIG
+    assert loaded.sampler["spacing"] == "last"
+
+
 def test_transposed_arrays_come_back(tmp_path):
     """The safetensors library writes the buffer of a transposed view as it lies."""
     array = np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 0, 1)
@@ -153,6 +162,7 @@ def test_foreign_content_with_right_sums_is_refused(model, name, content):
         ("prior", {"un": 0.1}, r"config\.prior\.min_noise is missing"),
         ("sampler.method", ["ddim"], "it must be one of ddim"),
         ("sampler.steps", 6, "more than the 5 of the diffusion"),
+        ("sampler.spacing", "even", "it must be one of last, released"),
         ("network", "denoisr", "it must be one of denoiser, estimator"),
         ("dtype", "float8", "it must be one of float32"),
         ("estimator.embed_dim", 25, "must be a multiple of estimator.num_heads, 2"),

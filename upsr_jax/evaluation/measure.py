@@ -17,7 +17,7 @@ from upsr_jax.evaluation.timing import Timing, make_program
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.upscale.restore import Restoration
 from upsr_jax.upscale.tiles import SCALE
-from upsr_jax.upscale.upscaler import Upscaler
+from upsr_jax.upscale.upscaler import Upscaler, with_precision
 
 MOST_WAITING = 4  # batches of restored images: their memory, and what a kill loses
 SMALLER_IMAGES = "cut them into parts, or leave LPIPS out of config.eval.metrics"
@@ -61,12 +61,13 @@ def create_upscaler(
 ) -> Upscaler:
     """Create the upscaler that the settings describe; `model` names it in notes."""
     return Upscaler.from_params(
-        config,
+        with_precision(config, settings.precision, local_mesh(settings.device)),
         params,
         model,
         settings.fidelity,
         settings.per_device_batch,
         partial(make_program, timing=timing, name="networks"),
+        settings.device,
         tile=settings.tile,
         overlap=settings.overlap,
         blend=settings.blend,
@@ -80,7 +81,7 @@ def create_meters(settings: Settings, timing: Timing) -> Meters:
     Raises ValueError if there are none.
     """
     names = measurable(settings.metrics, bool(settings.images.gt))
-    mesh = local_mesh()
+    mesh = local_mesh(settings.device)
     params: dict[str, Any] = {}
     functions: dict[str, dict[str, Callable[..., Any]]] = {}
     for name in names:

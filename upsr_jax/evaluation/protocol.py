@@ -9,13 +9,14 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from upsr_jax.cluster.devices import local_mesh
 from upsr_jax.cluster.environment import program
 from upsr_jax.evaluation.metric_list import METRICS
 from upsr_jax.evaluation.settings import Settings
 from upsr_jax.metrics.intervals import LEVEL, RESAMPLES
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.upscale.restore import SIZE_MULTIPLE
-from upsr_jax.upscale.upscaler import OVERLAP
+from upsr_jax.upscale.upscaler import OVERLAP, with_precision
 
 
 def fingerprint(params: Mapping[str, Any]) -> str:
@@ -34,15 +35,15 @@ def collect_settings(
 
     An evaluation may only go on in a folder that was begun with the very same.
     """
-    images = settings.images
+    images, mesh = settings.images, local_mesh(settings.device)
     keys = ("noise_by_name", "per_device_batch", "tile", "overlap", "blend", "fidelity")
     found: dict[str, Any] = {
         "program": program(),
         "model": settings.model,
         "weights": fingerprint(params),
         "network": config.network,
-        "dtype": config.dtype,
-        "device": jax.devices()[0].device_kind,
+        "dtype": with_precision(config, settings.precision, mesh).dtype,
+        "device": mesh.devices.flat[0].device_kind,
         # pyright knows no settings of jax
         "precision": jax.config.jax_default_matmul_precision or "default",  # pyright: ignore
         **{key: getattr(images, key) for key in ("gt", "lr", "seed")},
@@ -54,9 +55,9 @@ def collect_settings(
         found["crop_size"] = images.crop_size
         found["degradation"] = hashlib.sha256(degradation).hexdigest()[:12]
     if config.network == "denoiser":
-        method = config.sampler["method"]
-        found["sampler"] = method
-        found["steps"] = 1 if method == "one_step" else config.sampler["steps"]
+        sampling = config.sampling()
+        method = found["sampler"] = sampling.pop("method")
+        found |= sampling | ({"steps": 1} if method == "one_step" else {})
         found |= config.prior | {"diffusion": config.diffusion}
     return found
 
@@ -77,7 +78,8 @@ def describe_protocol(settings: Mapping[str, Any]) -> dict[str, Any]:
         )
     sampler: dict[str, Any] = {"sampler": "none, the estimate itself"}
     if settings["network"] == "denoiser":
-        sampler = {key: settings[key] for key in ("sampler", "steps", "un", "min_noise")}
+        keys = ("sampler", "steps", "spacing", "un", "min_noise")
+        sampler = {key: settings[key] for key in keys if key in settings}
         diffusion = sorted(settings["diffusion"].items())
         sampler["diffusion"] = ", ".join(f"{key} {value}" for key, value in diffusion)
     tile, stride = settings["tile"], settings["tile"] - settings["overlap"]
@@ -95,7 +97,7 @@ def describe_protocol(settings: Mapping[str, Any]) -> dict[str, Any]:
         **sampler,
         "fidelity": settings["fidelity"],
         "seed": settings["seed"],
-        "pictures": "those of `upsr upscale` with this seed and tile"
+        "pictures": "those of `upsr upscale` with this seed, tile and arithmetic"
         if as_upscale
         else "not those of `upsr upscale`, whose noise or tiles are others",
         "noise": "of each image from the seed and its name"

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from upsr_jax.cluster.devices import local_mesh
 from upsr_jax.data.prefetch import map_ahead
 from upsr_jax.data.test_sets import Entry, ImageSet, find_entries, make_read_fn
 from upsr_jax.evaluation import folder
@@ -61,13 +62,17 @@ def evaluate_folders(
     metrics: Sequence[str] = tuple(METRICS),
     per_device_batch: int | None = None,
     tile: int = TILE,
+    device: str | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model folder on any images, with or without ground truth, as `evaluate_set` does.
 
-    The pictures are those that `Upscaler.from_pretrained(model, tile, ...)` makes with this seed.
+    The pictures are those that `Upscaler.from_pretrained(model, tile, device, precision, ...)`
+    makes with this seed.
     """
     check_local(lr, gt or "", out)
     check_tile(tile, OVERLAP)
+    mesh = local_mesh(device)
     config, params = load_model(model)
     config = with_sampling(config, sampling)
     settings = Settings(
@@ -78,8 +83,10 @@ def evaluate_folders(
         overlap=OVERLAP,
         blend="feather",
         noise_by_name=False,
-        per_device_batch=per_device_batch or Upscaler.tiles_per_device(),
+        per_device_batch=per_device_batch or Upscaler.tiles_per_device(mesh),
         fidelity=sampling.fidelity,
+        precision=precision,
+        device=device,
     )
     params = take_networks(model, config, params, config, ["estimator", config.network])
     name = name_model(Path(model))
@@ -122,7 +129,8 @@ def evaluate_set(
         if missing:
             name = model or decisive["weights"]
             run(config, params, settings, name, missing, out, timing)
-        devices = {"processes": jax.process_count(), "devices": jax.device_count()}
+        count = jax.device_count() if settings.device is None else local_mesh(settings.device).size
+        devices = {"processes": jax.process_count(), "devices": count}
         timings = timing.summary() | devices
         rows = folder.wait_for_rows(out, [entry.name for entry in entries])
         protocol |= describe_names(entries)

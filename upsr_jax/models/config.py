@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from upsr_jax.diffusion import Schedule
+from upsr_jax.diffusion import SPACINGS, Schedule
 from upsr_jax.models.atd import ATD
 from upsr_jax.models.rules import (
     BOOL,
@@ -28,8 +28,10 @@ KEYS = {
     "estimator": arguments(ATD),
     "diffusion": arguments(Schedule.create),
     "prior": arguments(make_prior),
-    "sampler": {"method", "steps"},
+    "sampler": {"method", "steps", "spacing"},
 }
+# Keys that are younger than some model folders, with what they are there.
+ADDED = {"sampler": {"spacing": "last"}}
 # The bounds are far above all that was ever trained: what they keep out is a typing error or an
 # attack, which would take hours or all memory before anything else stops it.
 SIZE, FEW = whole(1, 4096), whole(1, 16)
@@ -68,6 +70,7 @@ RULES = {
     "prior.min_noise": SHARE,
     "sampler.method": one_of(*METHODS),
     "sampler.steps": whole(1, 10_000),
+    "sampler.spacing": one_of(*SPACINGS),
 }
 
 
@@ -77,8 +80,9 @@ class ModelConfig:
 
     `network` is "denoiser" or "estimator", whose estimate is the picture; `dtype` that of the
     networks' arithmetic. The blocks hold the arguments of SwinUNet (`model`), ATD (`estimator`),
-    `Schedule.create` (`diffusion`) and `make_prior` (`prior`), and method and steps of
-    `sampler.sample`. A folder with one network has no block of the other. `of` checks it all.
+    `Schedule.create` (`diffusion`) and `make_prior` (`prior`), and the method of `sampler.sample`
+    with the steps that `respace` keeps, and how. A folder with one network has no block of the
+    other. `of` checks it all.
     """
 
     network: str
@@ -103,6 +107,8 @@ class ModelConfig:
         for name in filter(config.__contains__, names):
             fields[name] = _plain(config[name])
             if name in KEYS:
+                if isinstance(fields[name], dict):
+                    fields[name] = ADDED.get(name, {}) | fields[name]
                 check_keys(name, fields[name], KEYS[name])
                 values |= {f"{name}.{key}": value for key, value in fields[name].items()}
             else:
@@ -110,6 +116,13 @@ class ModelConfig:
         check_values((path, value, RULES[path]) for path, value in values.items())
         check_together(values)
         return cls(**fields)
+
+    def sampling(self) -> dict[str, Any]:
+        """Tell how it samples, for notes and protocols: the spacing only if steps are left out."""
+        told = {key: self.sampler[key] for key in ("method", "steps")}
+        if told["method"] != "one_step" and told["steps"] < self.diffusion["steps"]:
+            told["spacing"] = self.sampler["spacing"]
+        return told
 
     def as_dict(self) -> dict[str, Any]:
         """Give what there is as nested dicts, ready for JSON."""

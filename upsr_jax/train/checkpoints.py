@@ -49,7 +49,7 @@ NONE, ALL_DAMAGED = -1, -2  # for a step, where processes agree on one
 # What may differ when a run goes on: it changes no example and no update, but for rounding.
 MAY_CHANGE = (
     *("eval.", "mesh.", "pretrained.", "train.", "sampler.steps", "data.num_"),
-    "data.max_bad_fraction",
+    *("sampler.spacing", "data.max_bad_fraction"),
 )
 MAY_NOT_CHANGE = ("train.ema_decay",)
 # Keys that are younger than some checkpoints, with the values that say what those did.
@@ -353,7 +353,9 @@ def check_same_config(stored: Mapping[str, Any], config: ConfigDict, folder: Any
 
     Raises ValueError where the config would not continue that run.
     """
-    began = ADDED | {MOVED.get(key, key): value for key, value in flatten(stored).items()}
+    began = {MOVED.get(key, key): value for key, value in flatten(stored).items()}
+    # LPIPS was computed in the networks' arithmetic before it had a type of its own.
+    began = ADDED | {"loss.lpips_dtype": began.get("dtype")} | began
     before, now = (
         {
             key: value

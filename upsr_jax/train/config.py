@@ -33,7 +33,7 @@ from upsr_jax.models.rules import (
 )
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
 from upsr_jax.train.sharding import create_mesh
-from upsr_jax.upscale.upscaler import check_tile
+from upsr_jax.upscale.upscaler import PRECISIONS, check_tile
 
 # Blocks that are the keyword arguments of one function.
 CALLS: dict[str, Callable[..., Any]] = {
@@ -61,18 +61,18 @@ KEYS: dict[str, set[str]] = {
         *("use_sharp", "num_threads", "num_workers", "max_bad_fraction"),
     },
     "pretrained": {"estimator", "denoiser"},
-    "loss": {"lpips_weight", "lpips_jitter", "released_lpips_range"},
+    "loss": {"lpips_weight", "lpips_dtype", "lpips_jitter", "released_lpips_range"},
     "train": {
         *("steps", "microbatches", "remat", "ema_decay", "log_every", "checkpoint_every"),
         *("keep_checkpoints", "keep_every", "keep_best", "eval_every"),
         *("max_bad_steps", "allow_changes"),
     },
     "eval": {field.name for kind in (Settings, ImageSet) for field in dataclasses.fields(kind)}
-    - {"images", "degradation"},
+    - {"images", "degradation", "device"},
 }
 
 # What changes updates, but no example: a run may go on with other values if asked to.
-ALLOWABLE = ("schedule", "optimizer.clip_norm", "optimizer.weight_decay")
+ALLOWABLE = ("schedule", "optimizer.clip_norm", "optimizer.weight_decay", "loss.lpips_dtype")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -175,6 +175,7 @@ RULES = {
     "data.num_threads": at_least(0),
     "data.max_bad_fraction": SHARE,
     "loss.lpips_weight": at_least(0),
+    "loss.lpips_dtype": one_of("float32", "bfloat16", "float16"),
     "eval.max_images": at_least(1),
     "eval.pictures": at_least(1),
     "eval.per_device_batch": at_least(1),
@@ -183,6 +184,7 @@ RULES = {
     ),
     "eval.fidelity": SHARE,
     "eval.blend": one_of("feather", "mean"),
+    "eval.precision": one_of(*PRECISIONS),
     "schedule.learning_rate": POSITIVE,
     "schedule.warmup_steps": at_least(0),
     "schedule.decay_steps": at_least(0, ", which is a constant rate"),

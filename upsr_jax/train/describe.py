@@ -41,7 +41,8 @@ def log_setup(config: ConfigDict, mesh: Mesh, params: Any) -> None:
         jax.process_count(),
     )
     logger.info("mesh       %s", " x ".join(f"{axis} {n}" for axis, n in mesh.shape.items()))
-    logger.info("precision  arithmetic in %s, parameters in float32", config.dtype)
+    lpips = f", LPIPS in {config.loss.lpips_dtype}" if config.loss.lpips_weight else ""
+    logger.info("precision  arithmetic in %s%s, parameters in float32", config.dtype, lpips)
     logger.info("batch      %s", size)
     logger.info("data       %s", source)
     logger.info("training   the %s, %d steps", config.network, config.train.steps)

@@ -32,7 +32,7 @@ def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
     learns = config.network == "estimator"
     model = ModelConfig.of(config)
     estimator = create_estimator(model, remat if learns else "none")
-    lpips = LPIPS(dtype=config.dtype, remat=remat)
+    lpips = LPIPS(dtype=config.loss.lpips_dtype, remat=remat)
     weight = config.loss.lpips_weight
 
     def lpips_of(frozen: Any, keys: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:

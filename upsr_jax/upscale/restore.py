@@ -36,10 +36,10 @@ def padded_side(side: int) -> int:
 class Sampling:
     """How to sample with a trained model; None keeps what it was trained with.
 
-    `steps` are spread evenly over those of the training, `method` is one of `sampler.METHODS`, and
-    `min_noise`, in 0..1, is the noise weight of pixels that the estimator is sure of. `fidelity`,
-    in 0..1, blends the sample with the estimate, see `make_super_resolve`. Raises ValueError for
-    values that no model takes.
+    `steps` are spread evenly over those of the training, as `respace` does, `method` is one of
+    `sampler.METHODS`, and `min_noise`, in 0..1, is the noise weight of pixels that the estimator is
+    sure of. `fidelity`, in 0..1, blends the sample with the estimate, see `make_super_resolve`.
+    Raises ValueError for values that no model takes.
     """
 
     steps: int | None = None
@@ -89,7 +89,7 @@ def with_sampling(config: ModelConfig, sampling: Sampling) -> ModelConfig:
         raise ValueError("this model weighs no noise (un is 0), so leave out min_noise")
     return dataclasses.replace(
         config,
-        sampler={"method": method, "steps": steps or config.sampler["steps"]},
+        sampler=config.sampler | {"method": method, "steps": steps or config.sampler["steps"]},
         prior=config.prior | ({} if min_noise is None else {"min_noise": float(min_noise)}),
     )
 
@@ -128,7 +128,7 @@ def make_super_resolve(
     method = config.sampler["method"]
     schedule = Schedule.create(**config.diffusion)
     if method != "one_step":  # which starts where training did, at the last step of all
-        schedule = respace(schedule, config.sampler["steps"])
+        schedule = respace(schedule, config.sampler["steps"], config.sampler["spacing"])
 
     def restore(params: Mapping[str, Any], lr: Array, noise: Array) -> Restoration:
         prior = prior_of(params, lr)

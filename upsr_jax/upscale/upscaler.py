@@ -143,7 +143,7 @@ class Upscaler:
         program = make_program(lambda params, tiles: super_resolve(params, *tiles), mesh)
         recipe = {
             "model": model,
-            "sampler": config.sampler,
+            "sampler": config.sampling(),
             "prior": config.prior,
             "fidelity": fidelity,
         }
