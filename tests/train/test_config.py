@@ -87,6 +87,8 @@ def test_a_value_where_a_block_belongs_is_refused():
         ("data.scale", (0.9, 0.8), r"scale is \(0\.9, 0\.8\): it must be"),
         ("data.rotation", 60.0, r"rotation is 60\.0: it must be 0 to 45 degrees"),
         ("data.rotation", -1.0, r"rotation is -1\.0: it must be"),
+        ("data.pool", 100, r"data\.pool is 100: it must be a multiple of the batch_size, 32, or 0"),
+        ("data.pool", -32, r"data\.pool is -32: it must be a whole number from 0 on"),
         ("eval.max_images", 0, "max_images is 0: it must be at least 1"),
     ],
 )

@@ -56,6 +56,8 @@ MAY_NOT_CHANGE = ("train.ema_decay",)
 ADDED = {
     "data.scale": [1.0, 1.0],
     "data.rotation": 0.0,
+    "data.pool": 0,
+    "degradation.simulated_jpeg": False,
     "loss.lpips_jitter": False,
     "optimizer.muon": False,
 }

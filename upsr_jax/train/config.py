@@ -52,13 +52,13 @@ KEYS: dict[str, set[str]] = {
         *("degradation", "data", "pretrained", "loss", "schedule", "optimizer", "mesh", "train"),
         "eval",
     },
-    "degradation": {"first", "second", "final"},
+    "degradation": {"first", "second", "final", "simulated_jpeg"},
     "degradation.first": {"blur", "resize", "noise", "jpeg_quality"},
     "degradation.second": {"blur", "resize", "noise"},
     "degradation.final": {"sinc", "jpeg_quality"},
     "data": {
         *("folders", "weights", "pairs", "batch_size", "crop_size", "scale", "rotation"),
-        *("use_sharp", "num_threads", "num_workers", "max_bad_fraction"),
+        *("use_sharp", "pool", "num_threads", "num_workers", "max_bad_fraction"),
     },
     "pretrained": {"estimator", "denoiser"},
     "loss": {"lpips_weight", "lpips_jitter", "released_lpips_range"},
@@ -171,6 +171,7 @@ RULES = {
         "0 to 45 degrees, as crops are flipped and transposed too",
         lambda degrees: 0 <= degrees <= 45,
     ),
+    "data.pool": Rule("a whole number from 0 on", lambda pool: type(pool) is int and pool >= 0),
     "data.num_workers": at_least(0),
     "data.num_threads": at_least(0),
     "data.max_bad_fraction": SHARE,
@@ -234,6 +235,20 @@ def _check_values(values: dict[str, Any]) -> None:
                 f"config.{path} has up_prob {up} and down_prob {down}: they must be at least 0 and "
                 "of a sum of at most 1"
             )
+    for order in ("first", "final"):
+        low, _ = quality = values[f"degradation.{order}.jpeg_quality"]
+        if values["degradation.simulated_jpeg"] and not 1 <= low <= 99:
+            raise ValueError(
+                f"config.degradation.{order}.jpeg_quality is {quality}: the lower end of simulated "
+                "qualities must be in 1..99"
+            )
+    if values["data.pool"] % values["data.batch_size"]:
+        raise ValueError(
+            f"config.data.pool is {values['data.pool']}: it must be a multiple of the batch_size, "
+            f"{values['data.batch_size']}, or 0"
+        )
+    if values["data.pairs"] and values["data.pool"]:
+        raise ValueError("config.data.pool must be 0 for pairs, which nothing degrades")
     if values["data.pairs"] and (min(values["data.scale"]) < 1 or values["data.rotation"]):
         raise ValueError(
             f"config.data has scale {values['data.scale']} and rotation {values['data.rotation']}: "
