@@ -78,14 +78,24 @@ def get_config() -> ConfigDict:
                 num_workers=0,  # processes; 0: `num_threads` threads of this one
                 max_bad_fraction=0.01,
             ),
-            pretrained=dict(estimator="", denoiser=""),  # model folders to start from
+            pretrained=dict(  # model folders to start from
+                estimator="",
+                denoiser="",
+                strict=True,  # False: of the network that learns, whatever arrays fit are taken
+            ),
             loss=dict(
                 lpips_weight=0.5,
                 lpips_jitter=False,  # moves both images of LPIPS by 0 or 1 pixel along each axis
                 released_lpips_range=False,
             ),
             schedule=dict(
-                learning_rate=1e-4, warmup_steps=5000, decay_steps=0, final_learning_rate=0.0
+                learning_rate=1e-4,
+                warmup_steps=5000,
+                decay_steps=0,  # the end of a cosine, which falls to the final rate; 0: none
+                final_learning_rate=0.0,
+                restarts=(),  # steps where the cosine begins again
+                milestones=(),  # or else, without a cosine, steps where the rate
+                gamma=0.5,  # is multiplied by this
             ),
             optimizer=dict(b1=0.9, b2=0.999, weight_decay=0.0, clip_norm=0.0, muon=False),
             mesh=dict(data=-1, fsdp=1),  # of training; -1: all devices. fsdp > 1 splits the state

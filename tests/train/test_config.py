@@ -73,6 +73,7 @@ def test_a_value_where_a_block_belongs_is_refused():
         ("model.shift_mask", "none", "shift_mask is 'none': it must be one of released, swin"),
         ("model.num_res_blocks", (2, 2), r"num_res_blocks \(2, 2\): give one of each"),
         ("schedule.learning_rate", 0.0, "learning_rate is 0.0: it must be above 0"),
+        ("schedule.gamma", 0.0, "gamma is 0.0: it must be above 0 and at most 1"),
         ("train.ema_decay", 1.0, "ema_decay is 1.0: it must be at least 0 and below 1"),
         ("degradation.first.blur.sizes", (3, 20), "sizes is .*: it must be two odd sizes"),
         ("degradation.first.blur.sigma", (3.0, 0.2), "sigma is .*, the smaller one first"),

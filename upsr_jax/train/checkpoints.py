@@ -60,6 +60,9 @@ ADDED = {
     "degradation.simulated_jpeg": False,
     "loss.lpips_jitter": False,
     "optimizer.muon": False,
+    "schedule.restarts": [],
+    "schedule.milestones": [],
+    "schedule.gamma": 0.5,
 }
 MOVED = {"degradation.use_sharp": "data.use_sharp"}  # keys that had another name, with today's
 # The keys of a meta item, with what those that are too old to have them mean: unknown, or as if

@@ -60,7 +60,7 @@ KEYS: dict[str, set[str]] = {
         *("folders", "weights", "pairs", "batch_size", "crop_size", "scale", "rotation"),
         *("use_sharp", "pool", "num_threads", "num_workers", "max_bad_fraction"),
     },
-    "pretrained": {"estimator", "denoiser"},
+    "pretrained": {"estimator", "denoiser", "strict"},
     "loss": {"lpips_weight", "lpips_jitter", "released_lpips_range"},
     "train": {
         *("steps", "microbatches", "remat", "ema_decay", "log_every", "checkpoint_every"),
@@ -80,9 +80,11 @@ def check_config(config: ConfigDict) -> None:
     _check_block("", config)
     ModelConfig.of(config)
     _check_values(flatten(config.to_dict()))
+    create_schedule(**config.schedule)
     check_tile(config.eval.tile, config.eval.overlap)
     data, settings = config.data, config.eval
-    folders = *data.folders, *data.pairs, *config.pretrained.values(), settings.model
+    pretrained = config.pretrained.estimator, config.pretrained.denoiser
+    folders = *data.folders, *data.pairs, *pretrained, settings.model
     check_local(*(str(folder).removeprefix(TFDS) for folder in folders), settings.gt, settings.lr)
 
 
@@ -188,6 +190,7 @@ RULES = {
     "schedule.warmup_steps": at_least(0),
     "schedule.decay_steps": at_least(0, ", which is a constant rate"),
     "schedule.final_learning_rate": at_least(0),
+    "schedule.gamma": Rule("above 0 and at most 1", lambda gamma: 0 < gamma <= 1),
     "optimizer.b1": DECAY,
     "optimizer.b2": DECAY,
     "optimizer.weight_decay": at_least(0),
