@@ -59,7 +59,12 @@ def get_config() -> ConfigDict:
                 mlp_ratio=1,
             ),
             diffusion=dict(steps=5, kappa=2.5, power=0.2, min_noise_level=0.2, end=0.99),
-            prior=dict(un=0.1, min_noise=0.4),
+            prior=dict(
+                un=0.1,  # the paper's psi_max; 0 weighs no noise
+                min_noise=0.4,  # and b_u
+                estimate="network",  # or "bicubic", which needs no estimator
+                condition="estimate",  # or "bicubic", in place of the estimate
+            ),
             sampler=dict(method="ddim", steps=5),
             degradation=real_esrgan(),
             data=dict(

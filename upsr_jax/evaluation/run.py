@@ -81,7 +81,7 @@ def evaluate_folders(
         per_device_batch=per_device_batch or Upscaler.tiles_per_device(),
         fidelity=sampling.fidelity,
     )
-    params = take_networks(model, config, params, config, ["estimator", config.network])
+    params = take_networks(model, config, params, config, config.parts)
     name = name_model(Path(model))
     return evaluate_set(config, params, settings, find_entries(settings.images), Path(out), name)
 

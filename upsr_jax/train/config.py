@@ -31,12 +31,14 @@ from upsr_jax.models.rules import (
     flatten,
     one_of,
 )
+from upsr_jax.prior import make_prior
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
 from upsr_jax.train.sharding import create_mesh
 from upsr_jax.upscale.upscaler import check_tile
 
 # Blocks that are the keyword arguments of one function.
 CALLS: dict[str, Callable[..., Any]] = {
+    "prior": make_prior,
     "schedule": create_schedule,
     "optimizer": create_optimizer,
     "mesh": create_mesh,

@@ -53,7 +53,7 @@ def load_frozen(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
     frozen = {}
     if config.loss.lpips_weight:
         frozen["lpips"] = load_lpips_vgg()
-    if config.network == "denoiser":
+    if config.network == "denoiser" and config.prior.estimate == "network":
         frozen["estimator"] = load_part(config, "estimator")
     return put(frozen, jax.tree.map(lambda _: replicated(mesh), frozen))
 
