@@ -119,6 +119,8 @@ def do_row(
             raise ValueError(f"{folder} was done with other flags: choose another --out")
         return
     own = [*flags, f"--workdir={folder}", *as_flags(changes)]
+    # Rows have most of their programs in common.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((folder.parent / "compiled").absolute()))
     call_main(own)
     if not (folder / "finished").exists():
         stop(f"{folder.name} was stopped after a checkpoint: the same command goes on from there")

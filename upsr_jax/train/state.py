@@ -108,7 +108,8 @@ def load_what_fits(folder: str, part: str, params: Any) -> Any:
     stored = load_model(folder)[1]
     if part not in stored:
         raise ValueError(f"{folder} holds no {part}, only {', '.join(stored)}")
-    found, drawn = (flatten_dict(tree, sep="/") for tree in (stored[part], params))
+    found: Any = flatten_dict(stored[part], sep="/")
+    drawn: Any = flatten_dict(params, sep="/")
     fits = [name for name in drawn if name in found and found[name].shape == drawn[name].shape]
     if not fits:
         raise ValueError(f"{folder} holds a {part} of which no array fits this one")
