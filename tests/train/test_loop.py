@@ -304,7 +304,8 @@ def test_what_fits_is_taken_from_a_model_of_other_sizes(config, caplog):
     with caplog.at_level(logging.INFO, "upsr_jax"):
         params = create_sharded_state(other, optax.sgd(0.1), mesh).params
     stored = load_model(config.pretrained.estimator)[1]["estimator"]
-    found, taken = (flatten_dict(tree, sep="/") for tree in (stored, params))
+    found: Any = flatten_dict(stored, sep="/")
+    taken: Any = flatten_dict(params, sep="/")
     same = {n for n in taken if n in found and found[n].shape == taken[n].shape}
     assert {*taken} > same
     assert all(np.array_equal(taken[name], found[name]) for name in same)

@@ -61,7 +61,7 @@ def test_the_rate_falls_at_milestones():
             r"milestones is \(100, 50\): give growing numbers of",
         ),
         (dict(milestones=(10,)), "over warmup_steps 10"),
-        (dict(milestones=(20.5,)), "give growing numbers"),
+        (dict(milestones=(20.5,)), r"milestones is \(20\.5,\): it must be whole numbers"),
         (dict(restarts=(50,)), r"restarts \(50,\) and decay_steps 0: set decay_steps to where"),
         (dict(restarts=(50,), decay_steps=50), "over warmup_steps 10 and under decay_steps 50"),
     ],

@@ -153,6 +153,7 @@ def _ascending(lowest: float | int, highest: float | int, wish: str, odd: bool =
     return Rule(f"two {wish}, the smaller one first", holds)
 
 
+STEPS = Rule("whole numbers", lambda steps: all(type(step) is int for step in steps))
 DECAY = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
 ODD_SIZES = _ascending(1, 51, "odd sizes in 1..51", odd=True)
 AMOUNTS = _ascending(0, float("inf"), "numbers from 0 on")
@@ -192,6 +193,8 @@ RULES = {
     "schedule.warmup_steps": at_least(0),
     "schedule.decay_steps": at_least(0, ", which is a constant rate"),
     "schedule.final_learning_rate": at_least(0),
+    "schedule.restarts": STEPS,
+    "schedule.milestones": STEPS,
     "schedule.gamma": Rule("above 0 and at most 1", lambda gamma: 0 < gamma <= 1),
     "optimizer.b1": DECAY,
     "optimizer.b2": DECAY,

@@ -56,10 +56,9 @@ def create_schedule(
 
 
 def _check_steps(name: str, steps: Sequence[int], after: int, before: int) -> None:
-    """Raise ValueError unless whole numbers grow from over `after` to under `before`, if not 0."""
-    whole = all(type(step) is int for step in steps)
+    """Raise ValueError unless steps grow from over `after` to under `before`, if not 0."""
     ends = [after, *steps, *([before] if before else [])]
-    if steps and not (whole and all(low < high for low, high in pairwise(ends))):
+    if steps and not all(low < high for low, high in pairwise(ends)):
         bound = f" and under decay_steps {before}" if before else ""
         raise ValueError(
             f"config.schedule.{name} is {tuple(steps)}: give growing numbers of steps over "
