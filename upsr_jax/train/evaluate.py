@@ -53,7 +53,7 @@ def load_params(config: ModelConfig, model: str, workdir: Path) -> dict[str, Any
                 f"{name} was trained to restore in one step and has not learned {method}: set "
                 "config.sampler.method to one_step"
             )
-        before, now = (USUAL["prior"] | model.prior for model in (stored, config))
+        before, now = (USUAL["prior"] | one.prior for one in (stored, config))
         for key in ("un", "estimate", "condition"):  # min_noise is free
             if before[key] != now[key]:
                 raise ValueError(
