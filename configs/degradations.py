@@ -29,6 +29,7 @@ def real_esrgan() -> ConfigDict:
                 ),
             ),
             final=dict(sinc=dict(prob=0.8, sizes=(3, 13)), jpeg_quality=(30, 95)),
+            simulated_jpeg=False,  # True: not libjpeg's, but what computes the same loss
         )
     )
 
@@ -55,5 +56,6 @@ def imagenet_test() -> ConfigDict:
             ),
             second=None,
             final=dict(sinc=dict(prob=0.2, sizes=(3, 5)), jpeg_quality=(80, 100)),
+            simulated_jpeg=False,
         )
     )

@@ -1,6 +1,9 @@
-"""The released setting of UPSR's estimator: ATD, 2.5 M parameters, L1 loss, frozen afterwards.
+"""An estimator for UPSR: ATD, 2.5 M parameters, L1 loss, frozen afterwards.
 
     python -m upsr_jax.main --config configs/estimator_x4.py --workdir runs/estimator_x4
+
+The network is that of the released weights. How they were trained was never released, beyond the
+loss and the degradation: rate, schedule, batch and steps are ours, and nobody has tried them.
 
 It sees the same degradations as the denoiser. Set config.loss.lpips_weight for sharper estimates.
 Its model folder, `runs/estimator_x4/model`, goes into config.pretrained.estimator of the denoiser.

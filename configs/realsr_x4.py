@@ -1,4 +1,4 @@
-"""The released setting of UPSR x4 (arXiv 2503.18512): train the 119 M-parameter denoiser.
+"""The networks, diffusion and degradation of UPSR x4 (arXiv 2503.18512), trained as we would.
 
     python -m upsr_jax.main --config configs/realsr_x4.py --workdir runs/realsr_x4 \
         --config.pretrained.estimator=runs/estimator_x4/model
@@ -7,6 +7,18 @@ Cost: the denoiser takes 127 GFLOP a call at 64x64 low-resolution pixels, three 
 backward pass, beside the estimator and LPIPS; 32 images a step, 200,000 steps. The paper's authors
 advise to pick a checkpoint near step 140,000 to 150,000: later ones gain full-reference and lose
 no-reference scores.
+
+How this differs from the released training, which `released_x4.py` holds, and why:
+
+- LPIPS is fed images in the range that it was made for. Its gradient then has a cosine of 0.54 with
+  the released one: it is another loss, and the weight of 0.5 was not chosen for it.
+- All of it is computed in bfloat16, the gradient of LPIPS too, where the release had float16: it
+  needs no scaled loss.
+- Every image draws its own degradation. The release drew resize factors, ways of resizing and
+  branches once for a batch, which suits code that degrades whole batches, and mixed batches in a
+  pool of 160 pairs to hide it.
+- JPEG is libjpeg's, as photos have it, not a simulation.
+- The rate warms up to 1e-4, not to 0.9998e-4, where the released warm-up ends.
 """
 
 from ml_collections import ConfigDict
@@ -47,7 +59,12 @@ def get_config() -> ConfigDict:
                 mlp_ratio=1,
             ),
             diffusion=dict(steps=5, kappa=2.5, power=0.2, min_noise_level=0.2, end=0.99),
-            prior=dict(un=0.1, min_noise=0.4),
+            prior=dict(
+                un=0.1,  # the paper's psi_max; 0 weighs no noise
+                min_noise=0.4,  # and b_u
+                estimate="network",  # or "bicubic", which needs no estimator
+                condition="estimate",  # or "bicubic", in place of the estimate
+            ),
             # Fewer steps than the diffusion's keep its last; "released": as the released code does,
             # which starts sampling at an earlier one.
             sampler=dict(method="ddim", steps=5, spacing="last"),
@@ -63,11 +80,16 @@ def get_config() -> ConfigDict:
                 scale=(1.0, 1.0),  # photographs are shrunk by a factor in between, then cropped
                 rotation=0.0,  # degrees by which half of the crops are turned at most, either way
                 use_sharp=False,  # sharpens the crops, and so the ground truth, first
+                pool=0,  # pairs in which batches are mixed that draw much for all of a batch
                 num_threads=16,
                 num_workers=0,  # processes; 0: `num_threads` threads of this one
                 max_bad_fraction=0.01,
             ),
-            pretrained=dict(estimator="", denoiser=""),  # model folders to start from
+            pretrained=dict(  # model folders to start from
+                estimator="",
+                denoiser="",
+                strict=True,  # False: of the network that learns, whatever arrays fit are taken
+            ),
             loss=dict(
                 lpips_weight=0.5,
                 # "bfloat16" and "float16" (the released one) are faster on GPUs, and their gradient
@@ -77,7 +99,13 @@ def get_config() -> ConfigDict:
                 released_lpips_range=False,
             ),
             schedule=dict(
-                learning_rate=1e-4, warmup_steps=5000, decay_steps=0, final_learning_rate=0.0
+                learning_rate=1e-4,
+                warmup_steps=5000,
+                decay_steps=0,  # the end of a cosine, which falls to the final rate; 0: none
+                final_learning_rate=0.0,
+                restarts=(),  # steps where the cosine begins again
+                milestones=(),  # or else, without a cosine, steps where the rate
+                gamma=0.5,  # is multiplied by this
             ),
             optimizer=dict(b1=0.9, b2=0.999, weight_decay=0.0, clip_norm=0.0, muon=False),
             mesh=dict(data=-1, fsdp=1),  # of training; -1: all devices. fsdp > 1 splits the state

@@ -136,6 +136,7 @@ def check(config: ConfigDict, remat: str) -> None:
         "network": (config.network, "denoiser"),
         "sampler.method": (config.sampler.method, "one_step"),
         "model.residual": (config.model.residual, True),
+        "prior.condition": (config.prior.condition, "estimate"),
         "loss.released_lpips_range": (config.loss.released_lpips_range, False),
         "dtype": (config.dtype, "float32"),
         "train.remat": (remat, "none"),

@@ -56,3 +56,21 @@ def test_the_estimator_sees_and_gives_unit_images():
     np.testing.assert_array_equal(seen[0][0, 0, :, 0], [0.0, 0.5, 1.0])
     np.testing.assert_array_equal(prior.estimate[0, 0, ::4, 0], [-1.0, 0.0, 1.0])
     np.testing.assert_array_equal(prior.condition[..., :48].min(axis=(0, 1, 3)), [-1.0, 0.0, 1.0])
+
+
+def test_without_an_estimator_or_its_estimate_the_bicubic_stands_in():
+    lr = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 4, 4, 3)), jnp.float32)
+
+    def fail(image):
+        raise AssertionError("there is no estimator")
+
+    usual = make_prior(enlarge, lr, 0.1, 0.4)
+    none = make_prior(fail, lr, 0.1, 0.4, estimate="bicubic")
+    np.testing.assert_array_equal(none.estimate, usual.bicubic)
+    np.testing.assert_allclose(none.noise_weight, 0.4, rtol=1e-6)
+    hidden = make_prior(enlarge, lr, 0.1, 0.4, condition="bicubic")
+    for field in ("bicubic", "estimate", "noise_weight"):
+        np.testing.assert_array_equal(getattr(hidden, field), getattr(usual, field))
+    for prior in (none, hidden):
+        np.testing.assert_array_equal(prior.condition[..., 48:], usual.condition[..., 48:])
+        np.testing.assert_array_equal(prior.condition[..., :48], usual.condition[..., 48:])

@@ -143,9 +143,9 @@ def test_a_room_imports_only_rooms_below_it(path):
 
 
 def test_data_is_made_without_jax():
-    """Loader processes import these rooms; jpeg, for devices, is not among what they import."""
+    """Loader processes import these rooms."""
     for path in PACKAGE:
-        if room_of(module_name(path)) in ("data", "files") and path.stem != "jpeg":
+        if room_of(module_name(path)) in ("data", "files"):
             assert not {"jax", "flax"} & {name.split(".")[0] for name in imports(path)}, path
 
 

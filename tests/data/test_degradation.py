@@ -28,6 +28,7 @@ from upsr_jax.data.degradation.host import (
     to_bytes,
     to_unit,
 )
+from upsr_jax.data.degradation.jpeg import simulate_jpeg
 
 GOLDEN = golden("degradation")
 BYTES = np.ascontiguousarray(GOLDEN["blur/image"].transpose(0, 2, 3, 1))
@@ -322,6 +323,16 @@ def test_random_jpeg_draws_every_quality(monkeypatch):
     assert_frequency([quality < 63 for quality in qualities], 0.5)
 
 
+def test_a_simulated_jpeg_is_of_any_quality_of_the_range():
+    draws = np.random.default_rng(0), np.random.default_rng(0)
+    actual = random_jpeg(draws[0], IMAGES[0] * 1.5 - 0.2, (30, 95), simulated=True)
+    quality = draws[1].uniform(30, 95)
+    np.testing.assert_array_equal(
+        actual, simulate_jpeg(np.clip(IMAGES[0] * 1.5 - 0.2, 0, 1), quality)
+    )
+    assert quality % 1
+
+
 # The whole
 
 
@@ -384,6 +395,31 @@ def test_degrade_depends_on_its_generator_alone():
     one, same, other = (degrade(np.random.default_rng(i), BYTES[0], **config) for i in (7, 7, 8))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
+
+
+def test_a_batch_may_share_factors_ways_and_branches(monkeypatch):
+    """Sizes and ways are then alike for a batch and differ between batches; noise never is."""
+    seen = []
+    for name in ("resize_by", "resize_to", "random_jpeg"):
+        step = getattr(host, name)
+
+        def record(*args, name=name, step=step, **kwargs):
+            image = step(*args, **kwargs)
+            seen[-1].append((name, image.shape, args[1:] if name.startswith("resize") else ()))
+            return image
+
+        monkeypatch.setattr(host, name, record)
+    outputs = []
+    for batch in range(3):
+        for row in range(4):
+            seen.append([])
+            rng, shared = (np.random.default_rng((batch, n)) for n in (row, 99))
+            config = settings(real_esrgan) | {"simulated_jpeg": True}
+            outputs.append(degrade(rng, BYTES[0], **config, shared=shared).tobytes())
+    for batch in range(3):
+        assert all(steps == seen[4 * batch] for steps in seen[4 * batch : 4 * batch + 4])
+    assert seen[0] != seen[4] != seen[8]
+    assert len(set(outputs)) == 12
 
 
 @pytest.mark.parametrize(("config_fn", "psnr"), [(real_esrgan, 17), (imagenet_test, 22)])

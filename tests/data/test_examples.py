@@ -76,7 +76,8 @@ def test_unfit_pairs_are_named_and_passed_over(tmp_path):
 
     def make(index, max_bad_fraction=0.5):
         place = Place(0, 0, index)
-        return make_example(source, max_bad_fraction, 0, 48, (1.0, 1.0), 0.0, False, {}, place)
+        crop = 48, (1.0, 1.0), 0.0, False
+        return make_example(source, max_bad_fraction, 0, *crop, {}, False, place)
 
     assert (make(0).number, make(0).rejected) == (0, [])
     example = make(1)

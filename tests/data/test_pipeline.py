@@ -1,5 +1,5 @@
 import shutil
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import cv2
@@ -13,6 +13,7 @@ from configs.degradations import real_esrgan
 from upsr_jax.data.pipeline import (
     check_images,
     example_names,
+    mix,
     open_sources,
     shuffle,
     train_batches,
@@ -63,6 +64,7 @@ def data_config(folder, **changes):
         scale=(1.0, 1.0),
         rotation=0.0,
         use_sharp=False,
+        pool=0,
         num_threads=0,
         num_workers=0,
         max_bad_fraction=0.0,
@@ -311,3 +313,28 @@ def test_pairs_depend_on_neither_threads_nor_processes(pair_folders):
 def test_bad_settings_are_refused(folder, changes, message):
     with pytest.raises(ValueError, match=message):
         train_batches(data_config(folder, **changes), real_esrgan(), 0, 0, 0, 2)
+
+
+def test_a_pool_mixes_batches_and_goes_on_anywhere(folder, packed):
+    """Every pair comes once more than it would: as the pool fills, and out of it."""
+    steps = [list(batch) for batch in islice(mix(4, 20, 0, 0), 200)]
+    assert list(chain(*steps[:5])) == list(range(20))
+    drawn = list(chain(*steps[5:]))
+    assert len(set(drawn)) == len(drawn) and max(drawn) < 4 * 199
+    # A pair waits for 20 / 4 batches on average, but for those that wait still.
+    waits = [step - number // 4 for step, batch in enumerate(steps[5:], 5) for number in batch]
+    assert np.mean(waits[100:]) == pytest.approx(5, rel=0.15)
+    assert [list(batch) for batch in islice(mix(4, 20, 0, 50), 150)] == steps[50:]
+    assert [list(batch) for batch in islice(mix(4, 20, 1, 50), 150)] != steps[50:]
+    data = data_config(folder, pool=8)
+    plain, pooled = batches(data_config(folder), 6), batches(data, 6)
+    index = np.concatenate([batch["index"] for batch in plain])
+    for step, numbers in enumerate(islice(mix(BATCH, 8, 3, 0), 6)):
+        np.testing.assert_array_equal(pooled[step]["index"], index[list(numbers)])
+        hr = np.concatenate([batch["hr"] for batch in plain])
+        np.testing.assert_array_equal(pooled[step]["hr"], hr[list(numbers)])
+    assert not np.array_equal(pooled[0]["lr"], plain[0]["lr"])  # it is drawn for the whole batch
+    assert_same(batches(data, 2, start_step=4), pooled[4:])
+    halves = [batches(data, 2, start_step=4, process_index=i, process_count=2) for i in (0, 1)]
+    for whole, *parts in zip(pooled[4:], *halves, strict=True):
+        assert_same([{k: np.concatenate([p[k] for p in parts]) for k in whole}], [whole])

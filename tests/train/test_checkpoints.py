@@ -29,6 +29,7 @@ from small_checkpoints import (
 from configs import tiny
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.train.checkpoints import (
+    ADDED,
     bit_sum,
     check_same_config,
     check_same_images,
@@ -332,8 +333,7 @@ def test_a_config_that_contradicts_is_refused(config, name, value):
 
 def test_a_run_from_before_a_key_goes_on_if_the_key_says_what_it_did(config):
     stored = config_as_json(config)
-    new = ("optimizer.muon", "data.scale", "data.rotation", "loss.lpips_jitter")
-    for name in (*new, "loss.lpips_dtype", "sampler.spacing", "eval.precision"):
+    for name in (*ADDED, "loss.lpips_dtype", "sampler.spacing", "eval.precision"):
         block, key = name.split(".")
         del stored[block][key]
     stored["degradation"]["use_sharp"] = stored["data"].pop("use_sharp")  # where it was

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax.traverse_util import flatten_dict
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from photos import read, write_photos
@@ -291,6 +292,32 @@ def test_training_starts_from_a_model_or_from_the_seed(config):
     jax.tree.map(np.testing.assert_array_equal, first, again)
     kernels = [tree["conv_first"]["kernel"] for tree in (first, other)]
     assert not np.allclose(*kernels)
+
+
+def test_what_fits_is_taken_from_a_model_of_other_sizes(config, caplog):
+    mesh = create_mesh(-1, 1)
+    # A wider head, a shallower network: some arrays have other shapes, some have no counterpart.
+    other = changed(config, network="estimator", estimator__depths=(1,), estimator__mlp_ratio=2)
+    with pytest.raises(ValueError, match=r"has another config\.estimator: depths"):
+        create_sharded_state(other, optax.sgd(0.1), mesh)
+    other.pretrained.strict = False
+    with caplog.at_level(logging.INFO, "upsr_jax"):
+        params = create_sharded_state(other, optax.sgd(0.1), mesh).params
+    stored = load_model(config.pretrained.estimator)[1]["estimator"]
+    found: Any = flatten_dict(stored, sep="/")
+    taken: Any = flatten_dict(params, sep="/")
+    same = {n for n in taken if n in found and found[n].shape == taken[n].shape}
+    assert {*taken} > same
+    assert all(np.array_equal(taken[name], found[name]) for name in same)
+    told = {message.split()[2] for message in caplog.messages if message.startswith("drawn anew")}
+    assert told == {*taken} - same
+    out = {message.split()[2] for message in caplog.messages if message.startswith("left out")}
+    assert out == {*found} - same
+    assert f"{len(same)} of {len(taken)} arrays of the estimator are from" in caplog.text
+    other.estimator.embed_dim = 48
+    other.pretrained.estimator = config.data.folders[0]
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
+        create_sharded_state(other, optax.sgd(0.1), mesh)
 
 
 def test_missing_photographs_say_what_to_put_where(config, tmp_path):

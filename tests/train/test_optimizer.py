@@ -9,6 +9,7 @@ from flax import traverse_util
 from tiny_model import random_params
 
 from configs import tiny
+from upsr_jax.train.config import check_config
 from upsr_jax.train.optimizer import create_optimizer, create_schedule, inner_kernels
 
 
@@ -33,6 +34,44 @@ def test_no_warm_up_starts_at_the_full_rate():
 def test_decay_must_end_after_the_warm_up():
     with pytest.raises(ValueError, match="decay_steps 10 must be over warmup_steps 10"):
         create_schedule(1.0, 10, 10, 0.0)
+
+
+def test_a_cosine_begins_again_at_each_restart():
+    schedule = create_schedule(1.0, 10, 310, 0.1, restarts=(50, 110))
+    rates = [float(schedule(step)) for step in (10, 30, 50, 80, 110, 210, 309, 310, 999)]
+    assert rates == pytest.approx([1, 0.55, 1, 0.55, 1, 0.55, 0.1, 0.1, 0.1], abs=1e-4)
+    assert float(schedule(49)) < 0.11
+
+
+def test_the_rate_falls_at_milestones():
+    schedule = create_schedule(1.0, 10, 0, 0.0, milestones=(100, 200), gamma=0.2)
+    rates = [float(schedule(step)) for step in (0, 5, 10, 99, 101, 199, 201, 999)]
+    assert rates == pytest.approx([0.1, 0.55, 1, 1, 0.2, 0.2, 0.04, 0.04], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            dict(milestones=(100,), decay_steps=50),
+            r"has milestones \(100,\) and decay_steps 50",
+        ),
+        (
+            dict(milestones=(100, 50)),
+            r"milestones is \(100, 50\): give growing numbers of",
+        ),
+        (dict(milestones=(10,)), "over warmup_steps 10"),
+        (dict(milestones=(20.5,)), r"milestones is \(20\.5,\): it must be whole numbers"),
+        (dict(restarts=(50,)), r"restarts \(50,\) and decay_steps 0: set decay_steps to where"),
+        (dict(restarts=(50,), decay_steps=50), "over warmup_steps 10 and under decay_steps 50"),
+    ],
+)
+def test_schedules_that_contradict_themselves_are_refused(values, message):
+    """By `check_config`, that is, before anything is written."""
+    config = tiny.get_config()
+    config.schedule.update({"warmup_steps": 10} | values)
+    with pytest.raises(ValueError, match=message):
+        check_config(config)
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])

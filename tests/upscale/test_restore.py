@@ -103,7 +103,7 @@ def test_ancestral_sampling_is_pytorchs(params, inputs, expected, monkeypatch):
 def test_options_change_a_copy_of_the_config():
     before = copy.deepcopy(CONFIG)
     config = with_sampling(CONFIG, Sampling(steps=3, method="ancestral", min_noise=0.0))
-    assert config.sampler == {"method": "ancestral", "steps": 3, "spacing": "last"}
+    assert config.sampler == {"method": "ancestral", "steps": 3}
     assert config.prior == {"un": 0.1, "min_noise": 0.0}
     assert config.model == CONFIG.model
     assert before == CONFIG

@@ -64,7 +64,7 @@ def test_configuration_is_read_off_the_shapes(network, size):
 def test_what_weights_do_not_show_is_as_in_the_released_setting():
     config = realsr_x4.get_config()
     for block in ("prior", "diffusion", "sampler"):
-        assert config[block].to_dict() == RELEASED[block]
+        assert getattr(ModelConfig.of(config), block) == RELEASED[block]
 
 
 @pytest.mark.parametrize("shift_mask", ["released", "swin"])

@@ -39,20 +39,24 @@ def make_example(
     rotation: float,
     use_sharp: bool,
     degradation: Mapping[str, Any],
+    per_batch: bool,
     place: Place,
 ) -> TrainExample:
     """Make the example of a place, as (seed, step, row) draw it.
 
     A photograph is cropped, by `scale`, `rotation` and `use_sharp`, and degraded, see
-    `degrade_crop`; a pair is cropped.
+    `degrade_crop`; a pair is cropped. With `per_batch` the examples of a step have in common what
+    `degrade` can draw for all of a batch.
     """
     rng = np.random.default_rng((seed, place.step, place.row))
+    # The last number tells it from a row's: short seeds are filled up with zeros.
+    shared = np.random.default_rng((seed, place.step, 0, 1)) if per_batch else None
     source = source._replace(read=partial(read_fit, source, crop_size))
     number, item, rejected = read_or_next(source, max_bad_fraction, place.number)
     if isinstance(item, Pair):
         pair = crop_pair(rng, item, crop_size)
     else:
-        pair = degrade_crop(rng, item, crop_size, scale, rotation, use_sharp, degradation)
+        pair = degrade_crop(rng, item, crop_size, scale, rotation, use_sharp, degradation, shared)
     return TrainExample(pair, number, rejected)
 
 
@@ -75,11 +79,13 @@ def degrade_crop(
     rotation: float,
     use_sharp: bool,
     degradation: Mapping[str, Any],
+    shared: np.random.Generator | None = None,
 ) -> Pair:
     """Crop a photograph, turned and shrunk, and degrade the crop.
 
     It is shrunk by a factor between those of `scale`, and half of the crops are turned by up to
     `rotation` degrees either way. `use_sharp` sharpens the crop first, the ground truth included.
+    `shared` is for `degrade`.
     """
     side = size if scale == (1, 1) else round(size / rng.uniform(*scale))
     if rotation and rng.random() < 0.5:
@@ -90,7 +96,7 @@ def degrade_crop(
         hr = cv2.resize(np.ascontiguousarray(hr), (size, size), interpolation=cv2.INTER_AREA)
     if use_sharp:
         hr = to_bytes(sharpen(to_unit(hr)))
-    return Pair(hr, degrade(rng, hr, **degradation))
+    return Pair(hr, degrade(rng, hr, **degradation, shared=shared))
 
 
 def random_rotated_crop(rng: np.random.Generator, photo: Photo, size: int, angle: float) -> Photo:

@@ -49,7 +49,9 @@ def train_batches(
     else `pairs`, a folder of ground truths and one of low-resolution images. Then `batch_size` over
     all processes; `crop_size` of the ground truth; `scale`, the smallest and largest factor of at
     most 1 by which photographs are shrunk first; `rotation`, the most degrees by which half of
-    their crops are turned either way; `use_sharp`, whether these are sharpened; `max_bad_fraction`
+    their crops are turned either way; `use_sharp`, whether these are sharpened; `pool`, 0, or in
+    how many pairs batches are mixed (see `mix`) that draw for all of a batch what `degrade` can
+    draw so, as the released training did; `max_bad_fraction`
     (see `sources.read_or_next`); `num_workers`, processes that make the examples, or 0 for
     `num_threads` threads of this one.
     """
@@ -63,12 +65,13 @@ def train_batches(
     order = shuffle([source.size for source in opened], data.weights, seed)
     settings = (
         *(data.max_bad_fraction, seed, data.crop_size, (low, high), data.rotation, data.use_sharp),
-        degradation.to_dict(),
+        *(degradation.to_dict(), bool(data.pool)),
     )
     make_fn = partial(make_example, source, *settings)
     rows = data.batch_size // process_count
     own_rows = range(process_index * rows, (process_index + 1) * rows)
-    wanted = places(order, start_step, data.batch_size, own_rows)
+    batches = mix(data.batch_size, data.pool, seed, start_step)
+    wanted = places(order, data.batch_size, own_rows, batches)
     ahead = 2 * max(rows, data.num_workers, data.num_threads)
     examples = map_ahead(make_fn, wanted, data.num_workers, data.num_threads, ahead)
     return stack(examples, rows, make_bad_image_log(source.size, data.max_bad_fraction))
@@ -144,13 +147,41 @@ def shuffle(
     return grain.MapDataset.mix(orders, weights or [1])
 
 
+def mix(
+    batch_size: int, pool: int, seed: int, start_step: int
+) -> Iterator[Sequence[int] | np.ndarray]:
+    """Yield for every step from `start_step` on the numbers of its batch's examples.
+
+    Without a `pool` they are counted through. A pool keeps so many examples; each batch is drawn
+    out of it and replaced by the next ones (arXiv 2107.10833, Sec. 4.1). The first batches fill it
+    and are trained on as they are. It keeps numbers, not pictures, and is played through from the
+    run's first step, which takes a second for 200,000.
+    """
+    if not pool:
+        for start in itertools.count(start_step * batch_size, batch_size):
+            yield range(start, start + batch_size)
+    rng = np.random.default_rng((seed, 0, 0, 2))
+    kept = np.arange(pool)
+    for step in itertools.count():
+        batch = np.arange(step * batch_size, (step + 1) * batch_size)
+        if step * batch_size >= pool:
+            drawn = rng.permutation(pool)[:batch_size]
+            batch, kept[drawn] = kept[drawn], batch
+        if step >= start_step:
+            yield batch
+
+
 def places(
-    order: grain.MapDataset[int], start_step: int, batch_size: int, rows: range
+    order: grain.MapDataset[int],
+    batch_size: int,
+    rows: range,
+    batches: Iterable[Sequence[int] | np.ndarray],
 ) -> Iterator[Place]:
     """Yield the places of some rows of every batch, with the image that the order puts there."""
-    for step in itertools.count(start_step):
+    for batch in batches:
         for row in rows:
-            yield Place(step, row, order[step * batch_size + row])
+            number = int(batch[row])
+            yield Place(*divmod(number, batch_size), order[number])
 
 
 def stack(

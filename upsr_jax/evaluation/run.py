@@ -88,7 +88,7 @@ def evaluate_folders(
         precision=precision,
         device=device,
     )
-    params = take_networks(model, config, params, config, ["estimator", config.network])
+    params = take_networks(model, config, params, config, config.parts)
     name = name_model(Path(model))
     return evaluate_set(config, params, settings, find_entries(settings.images), Path(out), name)
 

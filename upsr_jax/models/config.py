@@ -30,8 +30,12 @@ KEYS = {
     "prior": arguments(make_prior),
     "sampler": {"method", "steps", "spacing"},
 }
-# Keys that are younger than some model folders, with what they are there.
-ADDED = {"sampler": {"spacing": "last"}}
+# What models are and do that don't say otherwise. It isn't written into their folders, which stay
+# those that earlier versions read and write.
+USUAL = {
+    "prior": {"estimate": "network", "condition": "estimate"},
+    "sampler": {"spacing": "last"},
+}
 # The bounds are far above all that was ever trained: what they keep out is a typing error or an
 # attack, which would take hours or all memory before anything else stops it.
 SIZE, FEW = whole(1, 4096), whole(1, 16)
@@ -68,6 +72,8 @@ RULES = {
     "diffusion.end": Rule("above 0 and at most 1", lambda end: 0 < end <= 1),
     "prior.un": at_least(0, ", which gives all pixels the same noise"),
     "prior.min_noise": SHARE,
+    "prior.estimate": one_of("network", "bicubic"),
+    "prior.condition": one_of("estimate", "bicubic"),
     "sampler.method": one_of(*METHODS),
     "sampler.steps": whole(1, 10_000),
     "sampler.spacing": one_of(*SPACINGS),
@@ -107,21 +113,33 @@ class ModelConfig:
         for name in filter(config.__contains__, names):
             fields[name] = _plain(config[name])
             if name in KEYS:
-                if isinstance(fields[name], dict):
-                    fields[name] = ADDED.get(name, {}) | fields[name]
-                check_keys(name, fields[name], KEYS[name])
-                values |= {f"{name}.{key}": value for key, value in fields[name].items()}
+                usual = USUAL.get(name, {})
+                block = usual | fields[name] if hasattr(fields[name], "keys") else fields[name]
+                check_keys(name, block, KEYS[name])
+                values |= {f"{name}.{key}": value for key, value in block.items()}
+                fields[name] = {
+                    key: value
+                    for key, value in block.items()
+                    if key not in usual or usual[key] != value
+                }
             else:
                 values[name] = fields[name]
         check_values((path, value, RULES[path]) for path, value in values.items())
         check_together(values)
         return cls(**fields)
 
+    @property
+    def parts(self) -> list[str]:
+        """Name the networks that the model needs."""
+        if self.network == "estimator" or self.prior.get("estimate") == "bicubic":
+            return [self.network]
+        return ["estimator", self.network]
+
     def sampling(self) -> dict[str, Any]:
         """Tell how it samples, for notes and protocols: the spacing only if steps are left out."""
         told = {key: self.sampler[key] for key in ("method", "steps")}
         if told["method"] != "one_step" and told["steps"] < self.diffusion["steps"]:
-            told["spacing"] = self.sampler["spacing"]
+            told["spacing"] = (USUAL["sampler"] | self.sampler)["spacing"]
         return told
 
     def as_dict(self) -> dict[str, Any]:
@@ -134,6 +152,11 @@ def check_together(values: Mapping[str, Any]) -> None:
     steps, most = values["sampler.steps"], values["diffusion.steps"]
     if steps > most:
         raise ValueError(f"config.sampler.steps is {steps}, more than the {most} of the diffusion")
+    if (values["network"], values["prior.estimate"]) == ("estimator", "bicubic"):
+        raise ValueError(
+            "config.prior.estimate is bicubic, which is no network, where config.network is the "
+            "estimator: set it to network"
+        )
     if "model.width" in values:
         levels = [values[f"model.{key}"] for key in ("multipliers", "num_res_blocks")]
         if len(levels[0]) != len(levels[1]):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 # Arguments that no config gives, of the functions whose arguments are a block's keys.
 NOT_FROM_CONFIG = {
     *("self", "parent", "name", "dtype", "remat"),
-    *("estimate_fn", "lr", "rng", "image", "schedule"),
+    *("estimate_fn", "lr", "rng", "image", "schedule", "shared"),
 }
 
 

@@ -56,8 +56,15 @@ MAY_NOT_CHANGE = ("train.ema_decay",)
 ADDED = {
     "data.scale": [1.0, 1.0],
     "data.rotation": 0.0,
+    "data.pool": 0,
+    "degradation.simulated_jpeg": False,
     "loss.lpips_jitter": False,
+    "prior.estimate": "network",
+    "prior.condition": "estimate",
     "optimizer.muon": False,
+    "schedule.restarts": [],
+    "schedule.milestones": [],
+    "schedule.gamma": 0.5,
 }
 MOVED = {"degradation.use_sharp": "data.use_sharp"}  # keys that had another name, with today's
 # The keys of a meta item, with what those that are too old to have them mean: unknown, or as if
@@ -266,7 +273,7 @@ def restore(
     Raises ValueError if the frozen estimator is not the one that the run began with, or the state
     is not that of this config and program.
     """
-    if config.network == "denoiser":
+    if "estimator" in frozen:
         stored = found.meta["sums"].items()
         stored = {name: total for name, total in stored if name.startswith("estimator")}
         if _differences(_sum_arrays({"estimator": frozen["estimator"]}), stored):
@@ -345,7 +352,7 @@ def model_params(config: ConfigDict, ema_params: Any, frozen: Mapping[str, Any])
     """Join the averaged weights and the frozen estimator into one model's params."""
     if config.network == "estimator":
         return {"estimator": ema_params}
-    return {"denoiser": ema_params, "estimator": frozen["estimator"]}
+    return {"denoiser": ema_params} | {k: v for k, v in frozen.items() if k == "estimator"}
 
 
 def check_same_config(stored: Mapping[str, Any], config: ConfigDict, folder: Any) -> list[str]:

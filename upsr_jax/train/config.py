@@ -31,12 +31,14 @@ from upsr_jax.models.rules import (
     flatten,
     one_of,
 )
+from upsr_jax.prior import make_prior
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
 from upsr_jax.train.sharding import create_mesh
 from upsr_jax.upscale.upscaler import PRECISIONS, check_tile
 
 # Blocks that are the keyword arguments of one function.
 CALLS: dict[str, Callable[..., Any]] = {
+    "prior": make_prior,
     "schedule": create_schedule,
     "optimizer": create_optimizer,
     "mesh": create_mesh,
@@ -52,15 +54,15 @@ KEYS: dict[str, set[str]] = {
         *("degradation", "data", "pretrained", "loss", "schedule", "optimizer", "mesh", "train"),
         "eval",
     },
-    "degradation": {"first", "second", "final"},
+    "degradation": {"first", "second", "final", "simulated_jpeg"},
     "degradation.first": {"blur", "resize", "noise", "jpeg_quality"},
     "degradation.second": {"blur", "resize", "noise"},
     "degradation.final": {"sinc", "jpeg_quality"},
     "data": {
         *("folders", "weights", "pairs", "batch_size", "crop_size", "scale", "rotation"),
-        *("use_sharp", "num_threads", "num_workers", "max_bad_fraction"),
+        *("use_sharp", "pool", "num_threads", "num_workers", "max_bad_fraction"),
     },
-    "pretrained": {"estimator", "denoiser"},
+    "pretrained": {"estimator", "denoiser", "strict"},
     "loss": {"lpips_weight", "lpips_dtype", "lpips_jitter", "released_lpips_range"},
     "train": {
         *("steps", "microbatches", "remat", "ema_decay", "log_every", "checkpoint_every"),
@@ -80,9 +82,11 @@ def check_config(config: ConfigDict) -> None:
     _check_block("", config)
     ModelConfig.of(config)
     _check_values(flatten(config.to_dict()))
+    create_schedule(**config.schedule)
     check_tile(config.eval.tile, config.eval.overlap)
     data, settings = config.data, config.eval
-    folders = *data.folders, *data.pairs, *config.pretrained.values(), settings.model
+    pretrained = config.pretrained.estimator, config.pretrained.denoiser
+    folders = *data.folders, *data.pairs, *pretrained, settings.model
     check_local(*(str(folder).removeprefix(TFDS) for folder in folders), settings.gt, settings.lr)
 
 
@@ -149,6 +153,7 @@ def _ascending(lowest: float | int, highest: float | int, wish: str, odd: bool =
     return Rule(f"two {wish}, the smaller one first", holds)
 
 
+STEPS = Rule("whole numbers", lambda steps: all(type(step) is int for step in steps))
 DECAY = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
 ODD_SIZES = _ascending(1, 51, "odd sizes in 1..51", odd=True)
 AMOUNTS = _ascending(0, float("inf"), "numbers from 0 on")
@@ -171,6 +176,7 @@ RULES = {
         "0 to 45 degrees, as crops are flipped and transposed too",
         lambda degrees: 0 <= degrees <= 45,
     ),
+    "data.pool": Rule("a whole number from 0 on", lambda pool: type(pool) is int and pool >= 0),
     "data.num_workers": at_least(0),
     "data.num_threads": at_least(0),
     "data.max_bad_fraction": SHARE,
@@ -189,6 +195,9 @@ RULES = {
     "schedule.warmup_steps": at_least(0),
     "schedule.decay_steps": at_least(0, ", which is a constant rate"),
     "schedule.final_learning_rate": at_least(0),
+    "schedule.restarts": STEPS,
+    "schedule.milestones": STEPS,
+    "schedule.gamma": Rule("above 0 and at most 1", lambda gamma: 0 < gamma <= 1),
     "optimizer.b1": DECAY,
     "optimizer.b2": DECAY,
     "optimizer.weight_decay": at_least(0),
@@ -236,6 +245,20 @@ def _check_values(values: dict[str, Any]) -> None:
                 f"config.{path} has up_prob {up} and down_prob {down}: they must be at least 0 and "
                 "of a sum of at most 1"
             )
+    for order in ("first", "final"):
+        low, _ = quality = values[f"degradation.{order}.jpeg_quality"]
+        if values["degradation.simulated_jpeg"] and not 1 <= low <= 99:
+            raise ValueError(
+                f"config.degradation.{order}.jpeg_quality is {quality}: the lower end of simulated "
+                "qualities must be in 1..99"
+            )
+    if values["data.pool"] % values["data.batch_size"]:
+        raise ValueError(
+            f"config.data.pool is {values['data.pool']}: it must be a multiple of the batch_size, "
+            f"{values['data.batch_size']}, or 0"
+        )
+    if values["data.pairs"] and values["data.pool"]:
+        raise ValueError("config.data.pool must be 0 for pairs, which nothing degrades")
     if values["data.pairs"] and (min(values["data.scale"]) < 1 or values["data.rotation"]):
         raise ValueError(
             f"config.data has scale {values['data.scale']} and rotation {values['data.rotation']}: "

@@ -1,5 +1,7 @@
 """AdamW or Muon, and a learning rate with linear warm-up that is then constant or falls."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -8,23 +10,60 @@ from optax.contrib import MuonDimensionNumbers
 
 
 def create_schedule(
-    learning_rate: float, warmup_steps: int, decay_steps: int, final_learning_rate: float
+    learning_rate: float,
+    warmup_steps: int,
+    decay_steps: int,
+    final_learning_rate: float,
+    restarts: Sequence[int] = (),
+    milestones: Sequence[int] = (),
+    gamma: float = 0.5,
 ) -> optax.Schedule:
     """Rise linearly over `warmup_steps`, then fall to `final_learning_rate` at `decay_steps`.
 
-    The fall is a cosine; with `decay_steps` = 0 the rate stays constant instead.
+    The fall is a cosine, which begins again at the full rate at each step of `restarts` (SGDR,
+    arXiv 1608.03983). With `decay_steps` = 0 the rate stays constant instead, but is multiplied by
+    `gamma` at each step of `milestones`. Raises ValueError for what contradicts itself.
     """
+    _check_steps("restarts", restarts, warmup_steps, decay_steps)
+    _check_steps("milestones", milestones, warmup_steps, 0)
+    if milestones and decay_steps:
+        raise ValueError(
+            f"config.schedule has milestones {tuple(milestones)} and decay_steps {decay_steps}: "
+            "set one of them, () or 0 is none"
+        )
+    if restarts and not decay_steps:
+        raise ValueError(
+            f"config.schedule has restarts {tuple(restarts)} and decay_steps 0: set decay_steps to "
+            "where the last fall ends"
+        )
     warmup = optax.linear_schedule(
         learning_rate / max(warmup_steps, 1), learning_rate, warmup_steps
     )
+    if milestones:
+        falls = {step - warmup_steps: gamma for step in milestones}
+        steps_down = optax.piecewise_constant_schedule(learning_rate, falls)
+        return optax.join_schedules([warmup, steps_down], [warmup_steps])
     if not decay_steps:
         return warmup
     if decay_steps <= warmup_steps:
         raise ValueError(f"decay_steps {decay_steps} must be over warmup_steps {warmup_steps}")
-    decay = optax.cosine_decay_schedule(
-        learning_rate, decay_steps - warmup_steps, final_learning_rate / learning_rate
-    )
-    return optax.join_schedules([warmup, decay], [warmup_steps])
+    begins = [warmup_steps, *restarts]
+    falls = [
+        optax.cosine_decay_schedule(learning_rate, end - begin, final_learning_rate / learning_rate)
+        for begin, end in pairwise([*begins, decay_steps])
+    ]
+    return optax.join_schedules([warmup, *falls], begins)
+
+
+def _check_steps(name: str, steps: Sequence[int], after: int, before: int) -> None:
+    """Raise ValueError unless steps grow from over `after` to under `before`, if not 0."""
+    ends = [after, *steps, *([before] if before else [])]
+    if steps and not all(low < high for low, high in pairwise(ends)):
+        bound = f" and under decay_steps {before}" if before else ""
+        raise ValueError(
+            f"config.schedule.{name} is {tuple(steps)}: give growing numbers of steps over "
+            f"warmup_steps {after}{bound}"
+        )
 
 
 def create_optimizer(

@@ -1,5 +1,6 @@
 """What training changes: step, parameters, their moving average and the optimizer's state."""
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -14,8 +16,10 @@ from upsr_jax.cluster.compiler import compiler_options
 from upsr_jax.models.build import init_denoiser, init_estimator
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.train.sharding import put, replicated, split_state
-from upsr_jax.weights.model_folder import load_networks
+from upsr_jax.weights.model_folder import load_model, load_networks
 from upsr_jax.weights.published import load_lpips_vgg
+
+logger = logging.getLogger(__name__)
 
 
 @struct.dataclass
@@ -49,7 +53,7 @@ def load_frozen(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
     frozen = {}
     if config.loss.lpips_weight:
         frozen["lpips"] = load_lpips_vgg()
-    if config.network == "denoiser":
+    if config.network == "denoiser" and config.prior.estimate == "network":
         frozen["estimator"] = load_part(config, "estimator")
     return put(frozen, jax.tree.map(lambda _: replicated(mesh), frozen))
 
@@ -73,16 +77,20 @@ def create_sharded_state(
 ) -> TrainState:
     """Draw the trained network's parameters, or load those config.pretrained names, and begin.
 
-    Every array is made in the shards in which it stays.
+    Without config.pretrained.strict, arrays that don't fit are drawn. Every array is made in the
+    shards in which it stays.
     """
     shapes = abstract_state(config, optimizer, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     options = compiler_options(jax.default_backend())
-    if config.pretrained[config.network]:
+    folder, strict = config.pretrained[config.network], config.pretrained.strict
+    if folder and strict:
         params = put(load_part(config, config.network), shardings.params)
     else:
         draw = partial(draw_params, config)
         params = jax.jit(draw, out_shardings=shardings.params, compiler_options=options)()
+        if folder:
+            params = load_what_fits(folder, config.network, params)
     create = jax.jit(
         partial(create_state, optimizer=optimizer),
         out_shardings=shardings,
@@ -90,6 +98,28 @@ def create_sharded_state(
         compiler_options=options,
     )
     return create(params)
+
+
+def load_what_fits(folder: str, part: str, params: Any) -> Any:
+    """Put the arrays of a model folder's network in place of those of the same name and shape.
+
+    What is left on either side is logged. Raises ValueError if nothing fits.
+    """
+    stored = load_model(folder)[1]
+    if part not in stored:
+        raise ValueError(f"{folder} holds no {part}, only {', '.join(stored)}")
+    found: Any = flatten_dict(stored[part], sep="/")
+    drawn: Any = flatten_dict(params, sep="/")
+    fits = [name for name in drawn if name in found and found[name].shape == drawn[name].shape]
+    if not fits:
+        raise ValueError(f"{folder} holds a {part} of which no array fits this one")
+    for path, left, source in (("drawn anew", drawn, found), ("left out", found, drawn)):
+        for name in sorted(left.keys() - {*fits}):
+            other = source[name].shape if name in source else "none"
+            logger.warning("%s: %s %s, there %s", path, name, left[name].shape, other)
+    logger.info("%d of %d arrays of the %s are from %s", len(fits), len(drawn), part, folder)
+    taken = put({name: found[name] for name in fits}, {name: drawn[name].sharding for name in fits})
+    return unflatten_dict(drawn | taken, sep="/")
 
 
 def abstract_state(

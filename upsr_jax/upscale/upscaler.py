@@ -109,10 +109,10 @@ class Upscaler:
         check_not_forked()
         folder = find_model(folder)
         config, params = load_model(folder, check_weights=folder != BUILT_IN_MODEL)
-        if "estimator" not in params or config.network not in params:
-            missing = "denoiser" if "estimator" in params else "estimator"
+        missing = [part for part in config.parts if part not in params]
+        if missing:
             raise ValueError(
-                f"{folder} holds no {missing}; convert denoiser and estimator to one folder."
+                f"{folder} holds no {missing[0]}; convert denoiser and estimator to one folder."
             )
         options = Sampling(**sampling)
         config = with_precision(with_sampling(config, options), precision, local_mesh(device))

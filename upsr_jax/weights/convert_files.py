@@ -29,7 +29,7 @@ from upsr_jax.files.find import check_local
 from upsr_jax.files.whole import file_sha256, naming_full_disk, remove_parts
 from upsr_jax.models.attention import SHIFT_REGIONS
 from upsr_jax.models.build import CONFIG_BLOCKS
-from upsr_jax.models.config import ModelConfig
+from upsr_jax.models.config import USUAL, ModelConfig
 from upsr_jax.weights.model_folder import WEIGHTS, load_model, save_model
 from upsr_jax.weights.torch_files import read_torch, write_torch
 
@@ -111,6 +111,11 @@ def folder_to_torch(folder: Path, destination: Path, overwrite: bool) -> list[st
     if "denoiser" in kinds and blocks["denoiser"]["residual"]:
         raise ValueError(
             f"{folder} holds a denoiser with residual=True, which PyTorch's UPSR does not have"
+        )
+    if unusual := config.prior.keys() & USUAL["prior"]:
+        raise ValueError(
+            f"{folder} has a config.prior of its own ({', '.join(sorted(unusual))}), which "
+            "PyTorch's UPSR does not have"
         )
     to_torch = {"denoiser": denoiser_to_torch, "estimator": estimator_to_torch}
     state_dicts = {kind: to_torch[kind](params[kind], blocks[kind]) for kind in kinds}

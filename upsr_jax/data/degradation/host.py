@@ -15,6 +15,7 @@ from jaxtyping import Float32, Float64, UInt8
 from scipy.sparse import csr_array
 
 from upsr_jax.data.degradation import kernels
+from upsr_jax.data.degradation.jpeg import simulate_jpeg
 from upsr_jax.data.degradation.poisson import draw_counts
 
 Image = Float32[np.ndarray, "_ _ 3"]  # of any size
@@ -28,34 +29,40 @@ def degrade(
     first: Mapping[str, Any],
     second: Mapping[str, Any] | None,
     final: Mapping[str, Any],
+    simulated_jpeg: bool,
+    shared: np.random.Generator | None = None,
 ) -> UInt8[np.ndarray, "h//4 w//4 3"]:
     """Make the low-resolution image of `hr`.
 
     `first` and `second` hold the arguments of `random_blur`, `random_factor` and `random_noise`
     under "blur", "resize" and "noise", `first` also "jpeg_quality"; without `second` its three
     steps are skipped. `final` holds those of `random_sinc` under "sinc", and "jpeg_quality".
+    `simulated_jpeg` is for `random_jpeg`. What images of a batch may have in common is drawn from
+    `shared`, if given: factors and ways of resizing, and which of two ways is taken.
     """
+    shared = shared or rng
     height, width = hr.shape[0] // 4, hr.shape[1] // 4
 
-    image = random_blur(rng, to_unit(hr), **first["blur"])
-    image = resize_by(image, random_factor(rng, **first["resize"]), random_interpolation(rng))
-    image = random_noise(rng, image, **first["noise"])
-    image = random_jpeg(rng, image, first["jpeg_quality"])
+    image = random_blur(rng, to_unit(hr), **first["blur"], shared=shared)
+    factor = random_factor(shared, **first["resize"])
+    image = resize_by(image, factor, random_interpolation(shared))
+    image = random_noise(rng, image, **first["noise"], shared=shared)
+    image = random_jpeg(rng, image, first["jpeg_quality"], simulated_jpeg)
 
     if second is not None:
-        image = random_blur(rng, image, **second["blur"])
-        factor = random_factor(rng, **second["resize"])
+        image = random_blur(rng, image, **second["blur"], shared=shared)
+        factor = random_factor(shared, **second["resize"])
         size = int(height * factor), int(width * factor)
-        image = resize_to(image, size, random_interpolation(rng))
-        image = random_noise(rng, image, **second["noise"])
+        image = resize_to(image, size, random_interpolation(shared))
+        image = random_noise(rng, image, **second["noise"], shared=shared)
 
-    jpeg_last = rng.random() < 0.5
+    jpeg_last = shared.random() < 0.5
     if not jpeg_last:
-        image = random_jpeg(rng, image, final["jpeg_quality"])
-    image = resize_to(image, (height, width), random_interpolation(rng))
+        image = random_jpeg(rng, image, final["jpeg_quality"], simulated_jpeg)
+    image = resize_to(image, (height, width), random_interpolation(shared))
     image = random_sinc(rng, image, **final["sinc"])
     if jpeg_last:
-        image = random_jpeg(rng, image, final["jpeg_quality"])
+        image = random_jpeg(rng, image, final["jpeg_quality"], simulated_jpeg)
     return to_bytes(image)
 
 
@@ -69,13 +76,14 @@ def random_blur(
     sigma: Range,
     beta_generalized: Range,
     beta_plateau: Range,
+    shared: np.random.Generator | None = None,
 ) -> Image:
     """Blur with probability `prob`, by a sinc filter or by one of six bells, of odd size.
 
     `bell_probs`: Gaussian isotropic, anisotropic; generalized Gaussian isotropic, anisotropic;
-    plateau isotropic, anisotropic. `sigma` is in pixels.
+    plateau isotropic, anisotropic. `sigma` is in pixels. `shared`, if given, draws whether.
     """
-    if rng.random() >= prob:
+    if (shared or rng).random() >= prob:
         return image
     size = random_odd(rng, sizes)
     if rng.random() < sinc_prob:
@@ -124,13 +132,15 @@ def random_noise(
     sigma: Range,
     poisson_scale: Range,
     gray_prob: float,
+    shared: np.random.Generator | None = None,
 ) -> Image:
     """Add Gaussian or else Poisson noise and clip.
 
-    With `gray_prob` all channels get the same noise. `sigma` is in steps of 8 bits.
+    With `gray_prob` all channels get the same noise. `sigma` is in steps of 8 bits. `shared`, if
+    given, draws which of the two noises.
     """
     gray = rng.random() < gray_prob
-    if rng.random() < gaussian_prob:
+    if (shared or rng).random() < gaussian_prob:
         shape = (*image.shape[:2], 1 if gray else 3)
         scale = rng.uniform(*sigma) / 255
         noise = rng.standard_normal(shape, dtype=np.float32)
@@ -141,8 +151,15 @@ def random_noise(
     return np.clip(image + noise * np.float32(scale), 0, 1)
 
 
-def random_jpeg(rng: np.random.Generator, image: Image, quality: IntRange) -> Image:
-    """Compress by libjpeg (4:2:0) at a drawn quality, both ends included, and decompress."""
+def random_jpeg(
+    rng: np.random.Generator, image: Image, quality: IntRange, simulated: bool = False
+) -> Image:
+    """Compress by libjpeg (4:2:0) at a drawn quality, both ends included, and decompress.
+
+    `simulated`: by `simulate_jpeg` instead, which takes any quality in between and no 8 bits.
+    """
+    if simulated:
+        return simulate_jpeg(np.clip(image, 0, 1), rng.uniform(*quality))
     options = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(*quality, endpoint=True))]
     _, data = cv2.imencode(".jpg", cv2.cvtColor(to_bytes(image), cv2.COLOR_RGB2BGR), options)
     return to_unit(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)))
