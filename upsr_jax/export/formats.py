@@ -103,6 +103,7 @@ def export_file(
 def make_picture_function(config: ModelConfig, params: Any) -> Callable[[Picture, Large], Large]:
     """Build `(image, noise) -> image`: pictures [1, 3, h, w] in 0..1, noise [1, 3, 4h, 4w]."""
     super_resolve = make_super_resolve(config)
+    params = jax.tree.map(jnp.asarray, params)
 
     def upscale(image: Picture, noise: Large) -> Large:
         lr = 2 * rearrange(image, "b c h w -> b h w c") - 1
@@ -158,7 +159,7 @@ def to_onnx(config: ModelConfig, params: Any, size: int, notes: dict[str, str]) 
                 output_names=["upscaled"],
             )
     except Exception as error:  # of a converter that meets what it doesn't know
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"jax2onnx can't convert this model ({reason})") from error
     # A model of several steps starts from noise, and has to be given it.
     if takes_noise and config.sampler["method"] == "one_step":
