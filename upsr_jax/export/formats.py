@@ -36,7 +36,8 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 MOST_DIFFERENCE = 1e-4  # on average; where it is more, something was converted wrongly
 
 Picture = Float[Array, "1 3 h w"]
-Large = Float[Array, "1 3 4*h 4*w"]
+Noise = Float[Array, "1 3 4*h 4*w"]
+Large = Float[Array | np.ndarray, "1 3 4*h 4*w"]
 
 
 class Written(NamedTuple):
@@ -100,12 +101,12 @@ def export_file(
     return Written(len(data), *differences)
 
 
-def make_picture_function(config: ModelConfig, params: Any) -> Callable[[Picture, Large], Large]:
+def make_picture_function(config: ModelConfig, params: Any) -> Callable[[Picture, Noise], Large]:
     """Build `(image, noise) -> image`: pictures [1, 3, h, w] in 0..1, noise [1, 3, 4h, 4w]."""
     super_resolve = make_super_resolve(config)
     params = jax.tree.map(jnp.asarray, params)
 
-    def upscale(image: Picture, noise: Large) -> Large:
+    def upscale(image: Picture, noise: Noise) -> Large:
         lr = 2 * rearrange(image, "b c h w -> b h w c") - 1
         restored = super_resolve(params, lr, rearrange(noise, "b c h w -> b h w c"))
         return rearrange((restored.image + 1) / 2, "b h w c -> b c h w")
@@ -160,7 +161,10 @@ def to_onnx(config: ModelConfig, params: Any, size: int, notes: dict[str, str]) 
             )
     except Exception as error:  # of a converter that meets what it doesn't know
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"jax2onnx can't convert this model ({reason})") from error
+        raise ValueError(
+            f"jax2onnx {importlib.metadata.version('jax2onnx')} with JAX {jax.__version__} can't "
+            f"convert this model ({reason}): pip install 'upsr_jax[onnx]' brings versions that can"
+        ) from error
     # A model of several steps starts from noise, and has to be given it.
     if takes_noise and config.sampler["method"] == "one_step":
         _let_noise_be_zero(onnx, model.graph, noise.shape)
@@ -177,7 +181,7 @@ def differences_from_jax(
     Raises ValueError if the mean is above MOST_DIFFERENCE. The largest may be above it: where
     pixels are sorted by what they are most like, a tie that rounding decides moves some of them.
     """
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     generator = np.random.default_rng(0)
     noise = _inputs(size)[1]
@@ -215,9 +219,9 @@ def _onnx_packages() -> tuple[Any, Any]:
     """Import what the extra `onnx` brings; raise ValueError if it is not there."""
     try:
         with _quiet():
-            import jax2onnx
-            import onnx
-            import onnxruntime  # noqa: F401
+            import jax2onnx  # pyright: ignore[reportMissingImports]
+            import onnx  # pyright: ignore[reportMissingImports]
+            import onnxruntime  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed: pip install 'upsr_jax[onnx]'") from error
     return onnx, jax2onnx
