@@ -230,7 +230,8 @@ def _onnx_packages() -> tuple[Any, Any]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep to itself what jax2onnx prints, and warns of in parts that are not used here."""
-    logging.getLogger("jax2onnx").setLevel(logging.ERROR)
+    for name in ("jax2onnx", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
