@@ -68,6 +68,8 @@ def test_files_and_folders_are_upscaled_into_a_mirrored_layout(tmp_path, run):
         "evaluate --images gs://bucket/photos --out out",
         "evaluate --images photos --model gs://bucket/model --out out",
         "export gs://bucket/run --out out",
+        "export gs://bucket/model --to stablehlo --out out",
+        "export lite_x4 --to stablehlo --out gs://bucket/out",
         "convert gs://bucket/a.pth out",
         "convert a.pth gs://bucket/out",
         "compare photos --out gs://bucket/out",

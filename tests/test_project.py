@@ -122,9 +122,10 @@ MAY_IMPORT = {
     "weights": {"files", "models", "convert"},
     "upscale": BELOW_UPSCALE,
     "evaluation": BELOW_EVALUATION,
+    "export": {*BELOW_UPSCALE, "upscale"},
     "serve": {*BELOW_UPSCALE, "upscale"},
     "train": {*BELOW_EVALUATION, "evaluation"},
-    "cli": {*BELOW_EVALUATION, "evaluation", "serve", "train"},
+    "cli": {*BELOW_EVALUATION, "evaluation", "export", "serve", "train"},
     "main": {*BELOW_EVALUATION, "evaluation", "train"},
     "upsr_jax": {"upscale"},  # the package itself, for `upsr_jax.Upscaler`
 }
@@ -164,7 +165,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     imported = {canonicalize_name(distributions.get(root, [root])[0]) for root in roots}
     declared = distribution_names(PROJECT["dependencies"])
     extras = PROJECT["optional-dependencies"]
-    names = ("hub", "photos", "serve", "train")
+    names = ("hub", "onnx", "photos", "serve", "train")
     optional = distribution_names([line for name in names for line in extras[name]])
     assert declared <= imported <= declared | optional
 

@@ -44,6 +44,14 @@ class Precision(StrEnum):
     auto = "auto"
 
 
+class ExportFormat(StrEnum):
+    """What `export` writes."""
+
+    model = "model"
+    onnx = "onnx"
+    stablehlo = "stablehlo"
+
+
 class Method(StrEnum):
     """Ways to sample, `sampler.METHODS`."""
 
@@ -452,21 +460,67 @@ def convert(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="The --workdir of a training run.")],
-    out: Annotated[Path, typer.Option(help="Model folder to write.", callback=from_home)],
-    step: Annotated[int | None, typer.Option(show_default="the last checkpoint")] = None,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="The --workdir of a training run; for onnx and stablehlo, a model folder, or a "
+            "name that `upsr models` lists."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Model folder, or file, to write.", callback=from_home)],
+    to: Annotated[
+        ExportFormat, typer.Option(help="A model folder, or a file that runs without this program.")
+    ] = ExportFormat.model,
+    step: Annotated[
+        int | None, typer.Option(help="Of the run.", show_default="the last checkpoint")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Pixels a side of the pictures that a file is for, 64, 128, ... or 512.",
+            show_default="256",
+        ),
+    ] = None,
+    precision: Arithmetic = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
-    """Write a checkpoint's averaged weights as a model folder."""
+    """Write a run's averaged weights as a model folder, or a model as a file for other programs."""
+    if to != ExportFormat.model:
+        if step is not None:
+            fail(f"--step is of a training run: leave it out with --to {to}.")
+        export_to_file(source, out, to, size, precision, overwrite)
+        return
+    if size is not None or precision is not None:
+        fail("--size and --precision are of files: add --to onnx or --to stablehlo.")
     start_jax()
     from upsr_jax.train.checkpoints import export_model, quiet_orbax
 
     quiet_orbax()
     try:
-        step = export_model(run, out, step, overwrite)
+        step = export_model(source, out, step, overwrite)
     except (OSError, ValueError) as error:
         fail(error)
-    say(f"step {step} of {run} is in {out}")
+    say(f"step {step} of {source} is in {out}")
+
+
+def export_to_file(
+    model: Path, out: Path, to: str, size: str | None, precision: str | None, overwrite: bool
+) -> None:
+    """Write a model as a file, and tell its size; exit if it can't be."""
+    start_jax()
+    from upsr_jax.export.formats import export_file, parse_size
+
+    try:
+        side = parse_size(size or "256")
+        written = export_file(model, out, to, side, precision, overwrite)
+    except (OSError, ValueError) as error:
+        fail(error)
+    say(f"{model} for pictures of {side}x{side} is in {out} ({written.size / 1e6:.1f} MB)")
+    if written.most_difference is not None:
+        say(
+            f"in 0..1, onnxruntime's result differs from JAX's by {written.mean_difference:.1e} on "
+            f"average and {written.most_difference:.1e} at most"
+        )
 
 
 @app.command()

@@ -7,6 +7,7 @@ images are as large as the canvas.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -36,7 +37,8 @@ def bicubic_upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 4*h 4*w c"]:
 
 def _upsample_axis(x: Float[Array, "b h w c"], axis: int, interleave: str) -> Array:
     size = x.shape[axis]
-    padded = jnp.pad(x, [(2, 2) if i == axis else (0, 0) for i in range(x.ndim)], mode="edge")
+    # Clamped by indices: jax2onnx converts jnp.pad's mode "edge" wrongly.
+    padded = jnp.take(x, np.clip(np.arange(-2, size + 2), 0, size - 1), axis=axis)
     taps = [lax.slice_in_dim(padded, start, start + size, axis=axis) for start in range(5)]
     # Sums, not a convolution or matrix product, which a GPU would round to TF32.
     phases = [

@@ -151,7 +151,8 @@ class TokenAttention(nn.Module):
 
 def restore_order(ordered: Float[Array, "n c"], order: Int[Array, "n"]) -> Float[Array, "n c"]:
     """Return x with `ordered = x[order]`, for a permutation `order`."""
-    return jnp.zeros_like(ordered).at[order].set(ordered, unique_indices=True)
+    # By the inverse permutation: jax2onnx converts no batch of scatters.
+    return ordered.at[jnp.argsort(order)].get(unique_indices=True)
 
 
 class CategoryAttention(nn.Module):

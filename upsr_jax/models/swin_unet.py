@@ -70,7 +70,7 @@ def tint(
     means = reduce(image - bicubic, "b (h i) (w j) c -> b h w c", "mean", i=4, j=4)
     # Mirrored at its ends, the window counts every pixel alike: the whole picture's mean is exact.
     means = jnp.pad(means, ((0, 0), (8, 8), (8, 8), (0, 0)), mode="symmetric")
-    means = nn.avg_pool(nn.avg_pool(means, (17, 1)), (1, 17))
+    means = nn.avg_pool(nn.avg_pool(means, window_shape=(17, 1)), window_shape=(1, 17))
     return repeat(means, "b h w c -> b (h i) (w j) c", i=4, j=4)
 
 
@@ -289,11 +289,11 @@ class SwinUNet(nn.Module):
     def head(self, u: Float[Array, "b h w c"]) -> Float[Array, "b 4*h 4*w 3"]:
         """Upsample features x4 to an image."""
         layer = partial(conv, dtype=self.dtype)
-        u = nn.leaky_relu(layer(u, self.head_width, "head_in"), 0.01)
+        u = nn.leaky_relu(layer(u, self.head_width, "head_in"), negative_slope=0.01)
         for i in (0, 1):
             u = UpsampledConv(self.head_width, self.dtype, name=f"head_up_{i}")(u)
-            u = nn.leaky_relu(u, 0.2)
-        u = nn.leaky_relu(layer(u, self.head_width, "head_hr"), 0.2)
+            u = nn.leaky_relu(u, negative_slope=0.2)
+        u = nn.leaky_relu(layer(u, self.head_width, "head_hr"), negative_slope=0.2)
         # Without dtype: the image's last layer is not rounded to less than float32.
         return conv(u, 3, "head_out")
 

@@ -107,13 +107,7 @@ class Upscaler:
         can't sample so, or there is no such device.
         """
         check_not_forked()
-        folder = find_model(folder)
-        config, params = load_model(folder, check_weights=folder != BUILT_IN_MODEL)
-        missing = [part for part in config.parts if part not in params]
-        if missing:
-            raise ValueError(
-                f"{folder} holds no {missing[0]}; convert denoiser and estimator to one folder."
-            )
+        folder, config, params = load_whole_model(folder)
         options = Sampling(**sampling)
         config = with_precision(with_sampling(config, options), precision, local_mesh(device))
         return cls.from_params(
@@ -401,6 +395,21 @@ def check_not_forked() -> None:
             "an Upscaler can't run in a forked process, as JAX can't: start processes with "
             "multiprocessing.get_context('spawn') and give them the Upscaler, or make it there"
         )
+
+
+def load_whole_model(model: str | Path | None) -> tuple[Path, ModelConfig, dict[str, Any]]:
+    """Find and load a model with all that upscaling needs; return its folder, config and params.
+
+    Raises as `Upscaler.from_pretrained` does.
+    """
+    folder = find_model(model)
+    config, params = load_model(folder, check_weights=folder != BUILT_IN_MODEL)
+    missing = [part for part in config.parts if part not in params]
+    if missing:
+        raise ValueError(
+            f"{folder} holds no {missing[0]}; convert denoiser and estimator to one folder."
+        )
+    return folder, config, params
 
 
 def check_tile(tile: int, overlap: int) -> None:

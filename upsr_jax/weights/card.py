@@ -10,6 +10,7 @@ import jax
 from upsr_jax.files.whole import file_sha256, write_whole
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.weights.model_folder import CARD, WEIGHTS, load_model
+from upsr_jax.weights.models import BUILT_IN_MODEL
 
 METRICS = ("psnr", "ssim", "lpips")  # as huggingface.co calls them
 
@@ -33,6 +34,16 @@ def describe_model(folder: Path) -> str:
     counts = sum(count_parameters(params).values())
     size = (folder / WEIGHTS).stat().st_size / 1e6
     return f"{counts:,} parameters, {size:,.1f} MB, restores {describe_sampling(config)}"
+
+
+def read_license(folder: Path) -> str | None:
+    """Read a model folder's license, as "apache-2.0", off its README.md; None if it tells none."""
+    if folder == BUILT_IN_MODEL:
+        return "apache-2.0"  # as this package, whose weights it is
+    page = folder / CARD
+    header = page.read_text(errors="replace").split("---")[1:2] if page.is_file() else []
+    found = re.search(r"^license: *(\S+)$", "".join(header), re.M)
+    return found[1] if found else None
 
 
 def write_card(

@@ -1,0 +1,161 @@
+"""Files for other programs give the pictures that this package gives, without it."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tiny_model import save_tiny_model
+from typer.testing import CliRunner
+
+from upsr_jax.cli import app
+from upsr_jax.export import formats
+from upsr_jax.export.formats import export_file, parse_size
+from upsr_jax.files.whole import DiskFullError
+from upsr_jax.upscale.restore import make_super_resolve
+from upsr_jax.upscale.upscaler import name_model
+from upsr_jax.weights.model_folder import load_model
+
+SIZE = 64
+RUN_BY_JAX_ALONE = """
+import sys
+import numpy as np
+from jax import export
+arrays = np.load(sys.argv[2])
+with open(sys.argv[1], "rb") as file:
+    upscale = export.deserialize(bytearray(file.read())).call
+np.save(sys.argv[3], upscale(arrays["image"], arrays["noise"]))
+assert not {"upsr_jax", "flax", "onnx"} & set(sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """Draw a picture of soft blobs, and noise."""
+    generator = np.random.default_rng(3)
+    coarse = generator.uniform(0, 1, (3, 8, 8)).astype(np.float32)
+    noise = generator.standard_normal((1, 3, 4 * SIZE, 4 * SIZE), np.float32)
+    return {"image": coarse.repeat(8, axis=1).repeat(8, axis=2)[None], "noise": noise}
+
+
+@pytest.fixture(scope="module")
+def expected(tiny, arrays):
+    """Run the tiny model as an Upscaler does, on one tile."""
+    config, params = load_model(tiny)
+    lr, noise = np.moveaxis(2 * arrays["image"] - 1, 1, -1), np.moveaxis(arrays["noise"], 1, -1)
+    restored = jax.jit(make_super_resolve(config))(params, lr, noise).image
+    return (np.moveaxis(np.asarray(restored), -1, 1) + 1) / 2
+
+
+def test_onnx_gives_what_jax_gives_and_says_what_it_is(tiny, arrays, expected, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "new" / "tiny.onnx"
+    written = export_file(tiny, out, "onnx", SIZE)
+    assert written.size == out.stat().st_size
+    session = onnxruntime.InferenceSession(out)
+    assert [each.name for each in session.get_inputs()] == ["image", "noise"]  # it samples by ddim
+    found = session.run(None, arrays)[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert expected.std() > 0.1
+    notes = session.get_modelmeta().custom_metadata_map
+    assert notes["scale"] == "4" and name_model(tiny) in notes["source"]
+    assert notes["license"] == "not stated in the model folder"
+
+
+def test_the_built_in_model_needs_no_noise(arrays, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "lite.onnx"
+    arguments = ["export", "lite_x4", "--to", "onnx", "--out", str(out), "--size", str(SIZE)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    size, equality = result.stdout.splitlines()
+    assert size.startswith(f"lite_x4 for pictures of 64x64 is in {out} (") and "MB)" in size
+    numbers = [float(number) for number in re.findall(r"\d\S*e-\d+", equality)]
+    assert len(numbers) == 2 and 0 < numbers[0] < numbers[1] < 1e-4
+    session = onnxruntime.InferenceSession(out)
+    assert [each.name for each in session.get_inputs()] == ["image"]
+    of_noise = session.run(None, arrays)[0]
+    without = session.run(None, {"image": arrays["image"]})[0]
+    zeros = np.zeros_like(arrays["noise"])
+    np.testing.assert_array_equal(session.run(None, arrays | {"noise": zeros})[0], without)
+    assert not np.array_equal(of_noise, without)
+    notes = session.get_modelmeta().custom_metadata_map
+    assert notes["license"] == "apache-2.0" and "BSD 3-Clause" in notes["notice"]
+
+
+def test_stablehlo_runs_where_jax_is_alone(tiny, arrays, expected, tmp_path):
+    out, given, result = (tmp_path / name for name in ("tiny.stablehlo", "in.npz", "out.npy"))
+    export_file(tiny, out, "stablehlo", SIZE)
+    np.savez(given, **arrays)
+    command = [sys.executable, "-I", "-c", RUN_BY_JAX_ALONE, out, given, result]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    np.testing.assert_allclose(np.load(result), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", ["dynamic", "63", "96", "576", "-64", "64x64", "²"])
+def test_a_size_that_can_not_be_had_is_refused_with_those_that_can(size):
+    with pytest.raises(ValueError, match=r"hoose a multiple of 64 from 64 to 512"):
+        parse_size(size)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ("--to onnx --out folder", "is a folder: name a file"),
+        ("--to onnx --out there.onnx", "exists already: add --overwrite"),
+        ("--to onnx --out a.onnx --precision auto", "choose float32 or bfloat16"),
+        ("--to onnx --out a.onnx --precision bfloat16", "choose --precision float32"),
+        ("--to onnx --out a.onnx --step 3", "--step is of a training run"),
+        ("--to onnx --out there.onnx/a.onnx", "there.onnx"),
+        ("--out a --size 64", "add --to onnx or --to stablehlo"),
+        ("--to onnx --out a.onnx", "jax2onnx is not installed: pip install 'upsr_jax[onnx]'"),
+    ],
+)
+def test_what_can_not_be_is_one_sentence_and_leaves_nothing(
+    tiny, tmp_path, monkeypatch, options, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "there.onnx").write_text("mine")
+    result = CliRunner().invoke(app, ["export", str(tiny), *options.split()])
+    assert result.exit_code == 2
+    assert sentence in result.stderr and len(result.stderr.splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "there.onnx"}
+    assert (tmp_path / "there.onnx").read_text() == "mine"
+
+
+def test_a_file_that_was_converted_wrongly_is_not_written(tiny, tmp_path, monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    convert = formats.to_onnx
+
+    def convert_wrongly(*arguments):
+        model = onnx.load_from_string(convert(*arguments))
+        name = model.graph.output[0].name
+        for node in model.graph.node:
+            node.output[:] = ["inverted" if each == name else each for each in node.output]
+        model.graph.node.append(onnx.helper.make_node("Neg", ["inverted"], [name]))
+        return model.SerializeToString()
+
+    monkeypatch.setattr(formats, "to_onnx", convert_wrongly)
+    with pytest.raises(ValueError, match="jax2onnx converted this model wrongly"):
+        export_file(tiny, tmp_path / "a.onnx", "onnx", SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(tiny, tmp_path, monkeypatch):
+    def fill(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(formats, "to_stablehlo", fill)
+    with pytest.raises(DiskFullError, match="make room on that disk"):
+        export_file(tiny, tmp_path / "a.stablehlo", "stablehlo", SIZE)
+    assert list(tmp_path.iterdir()) == []
