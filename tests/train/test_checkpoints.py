@@ -350,9 +350,9 @@ def test_a_run_from_before_a_key_goes_on_if_the_key_says_what_it_did(config):
 
 
 def test_a_run_from_before_lpips_had_a_type_goes_on_in_that_of_its_networks(config):
-    stored = config_as_json(config) | {"dtype": "bfloat16"}
-    del stored["loss"]["lpips_dtype"]
     config.dtype = "bfloat16"
+    stored = config_as_json(config)
+    del stored["loss"]["lpips_dtype"]
     changed = r"loss\.lpips_dtype was bfloat16 and is now float32\. Set it back to go on, or "
     allow = r"config\.train\.allow_changes to \('loss\.lpips_dtype',\)"
     with pytest.raises(ValueError, match=changed + allow):
