@@ -48,7 +48,9 @@ AT_TEST: dict[str, tuple[str, ...]] = {
 
 def main() -> None:
     """Do the rows that are asked for, one after the other, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=str(__doc__).partition("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the rows and the table")
     parser.add_argument("--rows", help="names, with commas between; all by default")
     parser.add_argument(

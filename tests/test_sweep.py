@@ -96,7 +96,7 @@ def test_one_command_trains_and_evaluates_rows_and_goes_on(tmp_path):
         ["no_weighting", "`prior.un=0.0`"],
         ["no_estimator", "`prior.estimate=bicubic`"],
     ]
-    assert all(5 < float(line[2]) < 60 for line in lines)
+    assert all(0 < float(line[2]) < 60 for line in lines)
     config, params = load_model(tmp_path / "out" / "no_estimator" / "model")
     assert config.prior["estimate"] == "bicubic" and params.keys() == {"denoiser"}
 

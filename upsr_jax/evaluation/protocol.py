@@ -14,7 +14,7 @@ from upsr_jax.cluster.environment import program
 from upsr_jax.evaluation.metric_list import METRICS
 from upsr_jax.evaluation.settings import Settings
 from upsr_jax.metrics.intervals import LEVEL, RESAMPLES
-from upsr_jax.models.config import ModelConfig
+from upsr_jax.models.config import USUAL, ModelConfig
 from upsr_jax.upscale.restore import SIZE_MULTIPLE
 from upsr_jax.upscale.upscaler import OVERLAP, with_precision
 
@@ -78,7 +78,7 @@ def describe_protocol(settings: Mapping[str, Any]) -> dict[str, Any]:
         )
     sampler: dict[str, Any] = {"sampler": "none, the estimate itself"}
     if settings["network"] == "denoiser":
-        keys = ("sampler", "steps", "spacing", "un", "min_noise")
+        keys = ("sampler", "steps", "spacing", "un", "min_noise", *USUAL["prior"])
         sampler = {key: settings[key] for key in keys if key in settings}
         diffusion = sorted(settings["diffusion"].items())
         sampler["diffusion"] = ", ".join(f"{key} {value}" for key, value in diffusion)
