@@ -32,7 +32,7 @@ def with_changes(config, changes):
         name, _, text = change.partition("=")
         try:
             value = ast.literal_eval(text)
-        except ValueError:
+        except (ValueError, SyntaxError):  # a word or a path
             value = text
         config.update_from_flattened_dict({name: value})
     return config
