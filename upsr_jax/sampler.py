@@ -64,7 +64,7 @@ def sample(
     if method == "one_step":
         x_0 = predict_x_0(x_t, steps[-1])
     else:
-        x_0, _ = jax.lax.scan(step, x_t, steps, reverse=True)
+        x_0, _ = jax.lax.scan(step, x_t, steps[::-1])
     return jnp.clip(x_0, -1, 1)
 
 

@@ -1,5 +1,6 @@
 """Files for other programs give the pictures that this package gives, without it."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from upsr_jax.export.formats import export_file, parse_size
 from upsr_jax.files.whole import DiskFullError
 from upsr_jax.upscale.restore import make_super_resolve
 from upsr_jax.upscale.upscaler import name_model
-from upsr_jax.weights.model_folder import load_model
+from upsr_jax.weights.model_folder import load_model, save_model
 
 SIZE = 64
 RUN_BY_JAX_ALONE = """
@@ -37,35 +38,41 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def arrays():
-    """Draw a picture of soft blobs, and noise."""
-    generator = np.random.default_rng(3)
-    coarse = generator.uniform(0, 1, (3, 8, 8)).astype(np.float32)
-    noise = generator.standard_normal((1, 3, 4 * SIZE, 4 * SIZE), np.float32)
-    return {"image": coarse.repeat(8, axis=1).repeat(8, axis=2)[None], "noise": noise}
+def one_step(tiny):
+    config, params = load_model(tiny)
+    config = dataclasses.replace(config, sampler=config.sampler | {"method": "one_step"})
+    save_model(tiny.with_name("one_step"), config, params)
+    return tiny.with_name("one_step")
 
 
 @pytest.fixture(scope="module")
-def expected(tiny, arrays):
-    """Run the tiny model as an Upscaler does, on one tile."""
-    config, params = load_model(tiny)
+def arrays():
+    """Draw noise, and a picture without equal pixels, whose order rounding would decide."""
+    generator = np.random.default_rng(3)
+    image = generator.uniform(0, 1, (1, 3, SIZE, SIZE)).astype(np.float32)
+    noise = generator.standard_normal((1, 3, 4 * SIZE, 4 * SIZE), np.float32)
+    return {"image": image, "noise": noise}
+
+
+def run_model(model, arrays):
+    """Run a model as an Upscaler does, on one tile."""
+    config, params = load_model(model)
     lr, noise = np.moveaxis(2 * arrays["image"] - 1, 1, -1), np.moveaxis(arrays["noise"], 1, -1)
     restored = jax.jit(make_super_resolve(config))(params, lr, noise).image
     return (np.moveaxis(np.asarray(restored), -1, 1) + 1) / 2
 
 
-def test_onnx_gives_what_jax_gives_and_says_what_it_is(tiny, arrays, expected, tmp_path):
+def test_onnx_gives_what_jax_gives_and_says_what_it_is(one_step, arrays, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     out = tmp_path / "new" / "tiny.onnx"
-    written = export_file(tiny, out, "onnx", SIZE)
+    written = export_file(one_step, out, "onnx", SIZE)
     assert written.size == out.stat().st_size
     session = onnxruntime.InferenceSession(out)
-    assert [each.name for each in session.get_inputs()] == ["image", "noise"]  # it samples by ddim
-    found = session.run(None, arrays)[0]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    expected = run_model(one_step, arrays)
+    np.testing.assert_allclose(session.run(None, arrays)[0], expected, rtol=0, atol=1e-4)
     assert expected.std() > 0.1
     notes = session.get_modelmeta().custom_metadata_map
-    assert notes["scale"] == "4" and name_model(tiny) in notes["source"]
+    assert notes["scale"] == "4" and name_model(one_step) in notes["source"]
     assert notes["license"] == "not stated in the model folder"
 
 
@@ -90,14 +97,23 @@ def test_the_built_in_model_needs_no_noise(arrays, tmp_path):
     assert notes["license"] == "apache-2.0" and "BSD 3-Clause" in notes["notice"]
 
 
-def test_stablehlo_runs_where_jax_is_alone(tiny, arrays, expected, tmp_path):
+def test_several_steps_are_refused_in_onnx(tiny, tmp_path):
+    pytest.importorskip("onnx")
+    with pytest.raises(ValueError, match=r"sampled in several steps, .* --to stablehlo"):
+        export_file(tiny, tmp_path / "a.onnx", "onnx", SIZE)
+    assert not any(tmp_path.iterdir())
+
+
+def test_stablehlo_runs_where_jax_is_alone(tiny, arrays, tmp_path):
     out, given, result = (tmp_path / name for name in ("tiny.stablehlo", "in.npz", "out.npy"))
     export_file(tiny, out, "stablehlo", SIZE)
     np.savez(given, **arrays)
     command = [sys.executable, "-I", "-c", RUN_BY_JAX_ALONE, out, given, result]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    np.testing.assert_allclose(np.load(result), expected, rtol=0, atol=1e-4)
+    difference = np.abs(np.load(result) - run_model(tiny, arrays))
+    # Five steps of networks with random weights let rounding grow.
+    assert difference.mean() < 1e-4 and difference.max() < 1e-3
 
 
 @pytest.mark.parametrize("size", ["dynamic", "63", "96", "576", "-64", "64x64", "²"])
@@ -133,7 +149,7 @@ def test_what_can_not_be_is_one_sentence_and_leaves_nothing(
     assert (tmp_path / "there.onnx").read_text() == "mine"
 
 
-def test_a_file_that_was_converted_wrongly_is_not_written(tiny, tmp_path, monkeypatch):
+def test_a_file_that_was_converted_wrongly_is_not_written(one_step, tmp_path, monkeypatch):
     onnx = pytest.importorskip("onnx")
     convert = formats.to_onnx
 
@@ -147,7 +163,7 @@ def test_a_file_that_was_converted_wrongly_is_not_written(tiny, tmp_path, monkey
 
     monkeypatch.setattr(formats, "to_onnx", convert_wrongly)
     with pytest.raises(ValueError, match="jax2onnx converted this model wrongly"):
-        export_file(tiny, tmp_path / "a.onnx", "onnx", SIZE)
+        export_file(one_step, tmp_path / "a.onnx", "onnx", SIZE)
     assert list(tmp_path.iterdir()) == []
 
 

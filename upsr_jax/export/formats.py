@@ -144,10 +144,10 @@ def to_onnx(config: ModelConfig, params: Any, size: int, notes: dict[str, str]) 
     upscale = make_picture_function(config, params)
     image, noise = _inputs(size)
     takes_noise = config.network != "estimator"
-    if takes_noise and config.sampler["method"] == "ancestral":
+    if takes_noise and config.sampler["method"] != "one_step":
         raise ValueError(
-            "this model is sampled by ancestral, which draws noise in every step by JAX's own "
-            "generator, and ONNX has none like it: choose --to stablehlo"
+            "this model is sampled in several steps, a loop that jax2onnx converts wrongly: choose "
+            "--to stablehlo"
         )
     try:
         with _quiet():
@@ -165,8 +165,7 @@ def to_onnx(config: ModelConfig, params: Any, size: int, notes: dict[str, str]) 
             f"jax2onnx {importlib.metadata.version('jax2onnx')} with JAX {jax.__version__} can't "
             f"convert this model ({reason}): pip install 'upsr_jax[onnx]' brings versions that can"
         ) from error
-    # A model of several steps starts from noise, and has to be given it.
-    if takes_noise and config.sampler["method"] == "one_step":
+    if takes_noise:
         _let_noise_be_zero(onnx, model.graph, noise.shape)
     onnx.helper.set_model_props(model, notes)
     onnx.checker.check_model(model)
