@@ -226,21 +226,26 @@ def count_products(jaxpr: core.Jaxpr) -> float:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            length = math.prod(left[axis] for axis in contracted)
-            total += 2 * length * math.prod(equation.outvars[0].aval.shape)
+            left, out = shape_of(equation.invars[0]), shape_of(equation.outvars[0])
+            total += 2 * math.prod(left[axis] for axis in contracted) * math.prod(out)
         elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
+            kernel, out = shape_of(equation.invars[1]), shape_of(equation.outvars[0])
             outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
-            out = math.prod(equation.outvars[0].aval.shape) / params["batch_group_count"]
             # Zeros that dilation puts between an input's pixels cost nothing that counts.
-            dilated = math.prod(params["lhs_dilation"])
-            total += 2 * out * math.prod(kernel) / outputs / dilated
+            pixels = (
+                math.prod(out) / params["batch_group_count"] / math.prod(params["lhs_dilation"])
+            )
+            total += 2 * pixels * math.prod(kernel) / outputs
         else:
             inner = [count_products(each) for each in inner_programs(params)]
             times = params["length"] if name == "scan" else 1
             total += times * (max(inner, default=0.0) if name == "cond" else sum(inner))
     return total
+
+
+def shape_of(variable: Any) -> tuple[int, ...]:
+    """Give the shape of a variable of a program."""
+    return variable.aval.shape
 
 
 def inner_programs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:

@@ -21,29 +21,23 @@ def run(*options) -> str:
 
 def test_rows_are_written_compared_and_their_arithmetic_is_what_the_compiler_counts(tmp_path):
     file = tmp_path / "rows.json"
-    only = "--only=matrix float32,denoiser,estimator,restoration,train step,degradation,photo"
+    only = "--only=matrix float32,denoiser,estimator,degradation"
     run(only, "--json", file)
     rows = {row["name"]: row for row in json.loads(file.read_text())}
     assert list(rows) == [
         "matrix float32",
         "denoiser",
         "estimator",
-        "restoration",
-        "train step",
-        "train step, no LPIPS",
         "degradation on the host",
-        "photo of 512x512",
     ]
     assert all(row["seconds"] > 0 and row["config"] == "tiny" for row in rows.values())
-    for name, row in list(rows.items())[:6]:
+    for name, row in list(rows.items())[:3]:
         assert row["peak_memory_bytes"] > 0 and row["compile_seconds"] > 0
         assert row["share_of_matrix_rate"] > 0
         # The compiler counts what is no product as well, which in networks so small is not little.
         assert 0.95 < row["xla_gflop"] / row["gflop"] < (1.05 if name.startswith("m") else 1.5), (
             name
         )
-    parts = rows["denoiser"]["gflop"] * 5 + rows["estimator"]["gflop"]
-    assert rows["restoration"]["gflop"] == pytest.approx(parts, rel=1e-6)
     table = run("--only=matrix float32", "--compare", file)
     assert len(table.splitlines()[-1].split()) > len(
         run("--only=matrix float32").split("\n")[-2].split()
@@ -51,7 +45,7 @@ def test_rows_are_written_compared_and_their_arithmetic_is_what_the_compiler_cou
 
 
 def test_products_are_counted_wherever_they_stand():
-    from benchmark import count_products
+    from benchmark import count_products  # pyright: ignore[reportMissingImports]
 
     ones, image, kernel = jnp.ones((8, 8)), jnp.ones((1, 16, 16, 4)), jnp.ones((3, 3, 4, 6))
 
