@@ -12,8 +12,8 @@ How this differs from the released training, which `released_x4.py` holds, and w
 
 - LPIPS is fed images in the range that it was made for. Its gradient then has a cosine of 0.54 with
   the released one: it is another loss, and the weight of 0.5 was not chosen for it.
-- All of it is computed in bfloat16, the gradient of LPIPS too, where the release had float16: it
-  needs no scaled loss.
+- LPIPS is computed in float32, where the release had float16, and the networks in bfloat16 in place
+  of float16, which needs no scaled loss.
 - Every image draws its own degradation. The release drew resize factors, ways of resizing and
   branches once for a batch, which suits code that degrades whole batches, and mixed batches in a
   pool of 160 pairs to hide it.

@@ -30,10 +30,9 @@ from jax.extend import core
 from ml_collections import ConfigDict, config_flags
 
 from upsr_jax.cluster.compiler import compiler_options, use_safe_compiler
-from upsr_jax.cluster.devices import local_mesh
 from upsr_jax.data.degradation.host import degrade
 from upsr_jax.files.config_files import define_config_flag
-from upsr_jax.files.whole import write_whole
+from upsr_jax.files.whole import write_json
 from upsr_jax.models.build import (
     apply,
     create_denoiser,
@@ -99,7 +98,7 @@ def main(_: list[str]) -> None:
         rows.append(row)
         print(line_of(row, before.get(name)), flush=True)
     if JSON.value:
-        write_whole(Path(JSON.value), json.dumps(rows, indent=1).encode())
+        write_json(Path(JSON.value), rows)
 
 
 def cases(config: ConfigDict) -> Iterator[tuple[str, Callable[[], Any], bool]]:
@@ -188,14 +187,15 @@ def random_images(batch: int, side: int) -> jax.Array:
 
 def measure_program(function: Callable[..., Any], args: tuple[Any, ...]) -> Row:
     """Compile a function of arrays, and time it, each result waited for."""
-    options = compiler_options(local_mesh().devices.flat[0].platform)
+    options = compiler_options(jax.default_backend())
     start = time.perf_counter()
-    program = jax.jit(function, compiler_options=options).lower(*args).compile()
+    traced = jax.jit(function, compiler_options=options).trace(*args)
+    program = traced.lower().compile()
     compile_seconds = time.perf_counter() - start
     memory = program.memory_analysis()
     parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
     return measure_calls(lambda: jax.block_until_ready(program(*args))) | {
-        "gflop": count_products(jax.make_jaxpr(function)(*args).jaxpr) / 1e9,
+        "gflop": count_products(traced.jaxpr.jaxpr) / 1e9,
         "xla_gflop": (program.cost_analysis() or {}).get("flops", 0) / 1e9,
         "peak_memory_bytes": sum(getattr(memory, part) for part in parts) if memory else None,
         "compile_seconds": compile_seconds,

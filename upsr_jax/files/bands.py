@@ -29,6 +29,15 @@ def regroup(bands: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
         yield np.concatenate(held)
 
 
+def gather(bands: Iterable[np.ndarray], whole: np.ndarray) -> np.ndarray:
+    """Fill an array with bands of its rows, each of which is held no longer; return the array."""
+    top = 0
+    for band in bands:
+        whole[top : top + len(band)] = band
+        top += len(band)
+    return whole
+
+
 def map_on_threads(function: Callable[[T], R], jobs: Iterable[T]) -> Iterator[R]:
     """Map on several threads, in order, a few jobs ahead and no more, as they hold memory."""
     threads = min(8, os.cpu_count() or 1)

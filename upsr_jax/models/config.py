@@ -135,11 +135,16 @@ class ModelConfig:
             return [self.network]
         return ["estimator", self.network]
 
+    @property
+    def spacing(self) -> str:
+        """Name how `respace` chooses the steps that it keeps."""
+        return self.sampler.get("spacing", USUAL["sampler"]["spacing"])
+
     def sampling(self) -> dict[str, Any]:
         """Tell how it samples, for notes and protocols: the spacing only if steps are left out."""
         told = {key: self.sampler[key] for key in ("method", "steps")}
         if told["method"] != "one_step" and told["steps"] < self.diffusion["steps"]:
-            told["spacing"] = (USUAL["sampler"] | self.sampler)["spacing"]
+            told["spacing"] = self.spacing
         return told
 
     def as_dict(self) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def make_super_resolve(
     method = config.sampler["method"]
     schedule = Schedule.create(**config.diffusion)
     if method != "one_step":  # which starts where training did, at the last step of all
-        schedule = respace(schedule, config.sampler["steps"], config.sampler.get("spacing", "last"))
+        schedule = respace(schedule, config.sampler["steps"], config.spacing)
 
     def restore(params: Mapping[str, Any], lr: Array, noise: Array) -> Restoration:
         prior = prior_of(params, lr)

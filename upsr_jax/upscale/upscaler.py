@@ -24,6 +24,7 @@ from PIL import Image
 
 from upsr_jax.cluster.devices import fitting, local_mesh, put_whole, split_rows
 from upsr_jax.cluster.environment import program
+from upsr_jax.files.bands import gather
 from upsr_jax.files.photos import read_image, to_pixels, visible_colours
 from upsr_jax.files.whole import file_sha256
 from upsr_jax.models.config import ModelConfig
@@ -199,11 +200,8 @@ class Upscaler:
         pixels = _as_pixels(image)
         new = result_size(pixels.shape[0], pixels.shape[1], Wanted(scale))
         uncertainty = np.zeros(pixels.shape[:2], np.float32) if return_uncertainty else None
-        result = np.empty((*new, pixels.shape[2]), pixels.dtype)
-        row = 0
-        for band in self.upscale_bands(pixels, new, seed, uncertainty, on_progress):
-            result[row : row + len(band)] = band
-            row += len(band)
+        bands = self.upscale_bands(pixels, new, seed, uncertainty, on_progress)
+        result = gather(bands, np.empty((*new, pixels.shape[2]), pixels.dtype))
         return result if uncertainty is None else (result, uncertainty)
 
     def upscale_bands(
@@ -238,10 +236,8 @@ class Upscaler:
         bands = map(measure, bands) if measure else bands
         size = SCALE * height, SCALE * width
         if twice:
-            whole, row = np.empty((*size, 3), np.uint16), 0  # half as large as floats
-            for band in bands:
-                whole[row : row + len(band)] = from_signed(band, np.uint16)
-                row += len(band)
+            whole = np.empty((*size, 3), np.uint16)  # half as large as floats
+            whole = gather((from_signed(band, np.uint16) for band in bands), whole)
             size = SCALE * size[0], SCALE * size[1]
             bands = self.restore_bands(whole, seed, report(first_share, 1.0), ("image",))
         alpha_of = alpha_rows(pixels[..., 3], new) if pixels.shape[2] == 4 else None
