@@ -7,7 +7,8 @@
 Networks have random weights, which cost what trained ones do. Each row is compiled once, warmed up,
 and timed until there are `--repeats` runs and `--seconds` are over. GFLOP are those of products and
 convolutions, counted from the program as it is written; "XLA" is what the compiler counts, with all
-else. The share is that of the matrix rate measured in the same run and precision. Peak memory is
+else. The share is that of the rate at which matrices multiply, in the same precision, right before
+and after. Peak memory is
 that of a program's arguments, results and temporaries. Rows of one run compare well; another run
 may have another machine to itself.
 """
@@ -18,6 +19,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from upsr_jax.models.build import (
     init_estimator,
 )
 from upsr_jax.models.config import ModelConfig
+from upsr_jax.models.lpips import LPIPS
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
 from upsr_jax.train.sharding import create_mesh
 from upsr_jax.train.state import create_state
@@ -48,7 +51,6 @@ from upsr_jax.train.step import make_loss_fn, make_train_step
 from upsr_jax.upscale.photo import upscale_photo
 from upsr_jax.upscale.restore import make_super_resolve
 from upsr_jax.upscale.upscaler import Upscaler
-from upsr_jax.weights.published import load_lpips_vgg
 
 CONFIG = define_config_flag()
 BATCH = flags.DEFINE_integer("batch", 1, "Images at once.", lower_bound=1)
@@ -80,48 +82,47 @@ def main(_: list[str]) -> None:
     before = read_rows(COMPARE.value) if COMPARE.value else {}
     device = jax.devices()[0]
     config_name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    config = CONFIG.value.copy_and_resolve_references()
+    config.dtype = PRECISION.value
     print(f"{device.device_kind}, {config_name}, batch {BATCH.value}, {PRECISION.value}\n")
     print(f"{'':24}  seconds  spread    GFLOP      XLA  share    GB  compile  before")
     rows: list[Row] = []
-    rates: dict[str, float] = {}
-    for name, make, runs_on_device in cases(CONFIG.value):
+    rate_fn = make_rate_fn(PRECISION.value)
+    for name, make, runs_on_device in cases(config, BATCH.value, SIZE.value):
         if ONLY.value and not name.startswith(tuple(ONLY.value)):
             continue
         row = {"name": name, "config": config_name, "batch": BATCH.value, "size": SIZE.value}
         row["precision"] = PRECISION.value
-        row |= measure_program(*make()) if runs_on_device else measure_calls(make())
-        if name.startswith("matrix"):
-            rates[name.removeprefix("matrix ")] = row["gflop"] / row["seconds"]
-        rate = rates.get(PRECISION.value)
-        if rate and row["gflop"]:
-            row["share_of_matrix_rate"] = row["gflop"] / row["seconds"] / rate
+        if runs_on_device:
+            function, args = make()
+            row |= measure_program(function, args, REPEATS.value, SECONDS.value, rate_fn)
+        else:
+            row |= dict.fromkeys(OF_PROGRAMS)
+            row |= measure_calls(make(), REPEATS.value, SECONDS.value)
         rows.append(row)
         print(line_of(row, before.get(name)), flush=True)
     if JSON.value:
         write_json(Path(JSON.value), rows)
 
 
-def cases(config: ConfigDict) -> Iterator[tuple[str, Callable[[], Any], bool]]:
+def cases(
+    config: ConfigDict, batch: int, size: int
+) -> Iterator[tuple[str, Callable[[], Any], bool]]:
     """List what is measured: names, what makes the program or the call, and which of these it is.
 
     A program comes as a function of arrays and its arguments; of a call a result is waited for.
+    `size` is the side of the `batch` low-resolution images; config.dtype is that of the networks.
     """
-    key, batch, size = jax.random.key(0), BATCH.value, SIZE.value
-    config = config.copy_and_resolve_references()
-    config.dtype = PRECISION.value
+    key = jax.random.key(0)
     model = ModelConfig.of(config)
     lr, hr = (random_images(batch, side) for side in (size, 4 * size))
-    dtype = jnp.dtype(PRECISION.value)
+    dtype = jnp.dtype(config.dtype)
 
     def params() -> dict[str, Any]:
         found = {"estimator": jax.jit(lambda: init_estimator(key, config.estimator))()}
         if config.network == "denoiser":
             found["denoiser"] = jax.jit(lambda: init_denoiser(key, config.model))()
         return found
-
-    def matrices(dtype: str) -> Callable[[], Any]:
-        ones = jnp.ones((MATRIX, MATRIX), dtype)
-        return lambda: (jnp.matmul, (ones, ones))
 
     def denoiser() -> Any:
         network = create_denoiser(model)
@@ -142,7 +143,8 @@ def cases(config: ConfigDict) -> Iterator[tuple[str, Callable[[], Any], bool]]:
             optimizer = create_optimizer(create_schedule(**config.schedule), **config.optimizer)
             found = params()
             state = create_state(found.pop(config.network), optimizer)
-            frozen = found | ({"lpips": load_lpips_vgg()} if lpips_weight else {})
+            if lpips_weight:
+                found["lpips"] = jax.jit(LPIPS().init)(key, hr, hr)["params"]
             step = make_train_step(
                 make_loss_fn(config, config.train.remat),
                 optimizer,
@@ -151,7 +153,7 @@ def cases(config: ConfigDict) -> Iterator[tuple[str, Callable[[], Any], bool]]:
                 microbatches=1,
                 mesh=create_mesh(-1, 1),
             )
-            return step, (state, frozen, {"lr": lr, "hr": hr, "stop": jnp.zeros(batch, bool)})
+            return step, (state, found, {"lr": lr, "hr": hr, "stop": jnp.zeros(batch, bool)})
 
         return make
 
@@ -167,8 +169,8 @@ def cases(config: ConfigDict) -> Iterator[tuple[str, Callable[[], Any], bool]]:
         upscale_photo(upscaler, png)  # compiles
         return lambda: upscale_photo(upscaler, png)
 
-    yield "matrix float32", matrices("float32"), True
-    yield "matrix bfloat16", matrices("bfloat16"), True
+    yield "matrix float32", partial(matrix_product, "float32"), True
+    yield "matrix bfloat16", partial(matrix_product, "bfloat16"), True
     yield "copy", lambda: (lambda x: x + 1, (jnp.ones(COPY),)), True
     if config.network == "denoiser":
         yield "denoiser", denoiser, True
@@ -185,8 +187,56 @@ def random_images(batch: int, side: int) -> jax.Array:
     return jax.random.uniform(jax.random.key(side), (batch, side, side, 3), minval=-1.0)
 
 
-def measure_program(function: Callable[..., Any], args: tuple[Any, ...]) -> Row:
-    """Compile a function of arrays, and time it, each result waited for."""
+def measure_program(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    repeats: int,
+    seconds: float,
+    rate_fn: Callable[[], float],
+) -> Row:
+    """Compile a function of arrays, and time it as `measure_calls` does."""
+    program, row = compile_program(function, args)
+    return row | time_program(program, args, row["gflop"], repeats, seconds, rate_fn)
+
+
+def time_program(
+    program: Callable[..., Any],
+    args: tuple[Any, ...],
+    gflop: float,
+    repeats: int,
+    seconds: float,
+    rate_fn: Callable[[], float],
+) -> Row:
+    """Time a compiled program and say what share it is of the rate, measured before and after."""
+    before = rate_fn()
+    row = measure_calls(lambda: jax.block_until_ready(program(*args)), repeats, seconds)
+    rate = (before + rate_fn()) / 2
+    return row | {"share_of_matrix_rate": gflop / row["seconds"] / rate}
+
+
+def matrix_product(dtype: str) -> tuple[Callable[..., Any], tuple[jax.Array, jax.Array]]:
+    """Give the product of two square matrices, as a program and its arguments."""
+    side = MATRIX if jax.default_backend() == "cpu" else 4 * MATRIX
+    ones = jnp.ones((side, side), dtype)
+    return jnp.matmul, (ones, ones)
+
+
+def make_rate_fn(dtype: str) -> Callable[[], float]:
+    """Return what measures how many GFLOP a second products of matrices make here, now."""
+    function, args = matrix_product(dtype)
+    program, row = compile_program(function, args)
+
+    def rate() -> float:
+        times = measure_calls(lambda: jax.block_until_ready(program(*args)), 3, 0.0)
+        return row["gflop"] / times["seconds"]
+
+    return rate
+
+
+def compile_program(
+    function: Callable[..., Any], args: tuple[Any, ...]
+) -> tuple[Callable[..., Any], Row]:
+    """Compile a function of arrays; returns it and what is known of it before it runs."""
     options = compiler_options(jax.default_backend())
     start = time.perf_counter()
     traced = jax.jit(function, compiler_options=options).trace(*args)
@@ -194,7 +244,7 @@ def measure_program(function: Callable[..., Any], args: tuple[Any, ...]) -> Row:
     compile_seconds = time.perf_counter() - start
     memory = program.memory_analysis()
     parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
-    return measure_calls(lambda: jax.block_until_ready(program(*args))) | {
+    return program, {
         "gflop": count_products(traced.jaxpr.jaxpr) / 1e9,
         "xla_gflop": (program.cost_analysis() or {}).get("flops", 0) / 1e9,
         "peak_memory_bytes": sum(getattr(memory, part) for part in parts) if memory else None,
@@ -202,18 +252,20 @@ def measure_program(function: Callable[..., Any], args: tuple[Any, ...]) -> Row:
     }
 
 
-def measure_calls(call: Callable[[], Any]) -> Row:
-    """Time a call: median and the range that the middle half of the runs lies in, as its share."""
+def measure_calls(call: Callable[[], Any], repeats: int, seconds: float) -> Row:
+    """Time a call: median and the range that the middle half of the runs lies in, as its share.
+
+    There are at least so many `repeats`, after a first one that isn't timed, and so many `seconds`.
+    """
     call()
-    seconds: list[float] = []
-    while len(seconds) < REPEATS.value or sum(seconds) < SECONDS.value:
+    times: list[float] = []
+    while len(times) < repeats or sum(times) < seconds:
         start = time.perf_counter()
         call()
-        seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds)
-    low, high = np.quantile(seconds, (0.25, 0.75))
-    row = {"seconds": median, "spread": float(high - low) / median, "runs": len(seconds)}
-    return row | dict.fromkeys(OF_PROGRAMS)
+        times.append(time.perf_counter() - start)
+    median = statistics.median(times)
+    low, high = np.quantile(times, (0.25, 0.75))
+    return {"seconds": median, "spread": float(high - low) / median, "runs": len(times)}
 
 
 def count_products(jaxpr: core.Jaxpr) -> float:
@@ -229,18 +281,41 @@ def count_products(jaxpr: core.Jaxpr) -> float:
             left, out = shape_of(equation.invars[0]), shape_of(equation.outvars[0])
             total += 2 * math.prod(left[axis] for axis in contracted) * math.prod(out)
         elif name == "conv_general_dilated":
-            kernel, out = shape_of(equation.invars[1]), shape_of(equation.outvars[0])
-            outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
-            # Zeros that dilation puts between an input's pixels cost nothing that counts.
-            pixels = (
-                math.prod(out) / params["batch_group_count"] / math.prod(params["lhs_dilation"])
-            )
-            total += 2 * pixels * math.prod(kernel) / outputs
+            (image, kernel), numbers = map(shape_of, equation.invars), params["dimension_numbers"]
+            taps = [
+                count_taps(image[numbers.lhs_spec[2 + i]], kernel[axis], *window)
+                for i, (axis, window) in enumerate(
+                    zip(numbers.rhs_spec[2:], windows_of(params), strict=True)
+                )
+            ]
+            features, channels = (kernel[axis] for axis in numbers.rhs_spec[:2])
+            images = image[numbers.lhs_spec[0]] / params["batch_group_count"]
+            total += 2 * images * math.prod(taps) * features * channels
         else:
             inner = [count_products(each) for each in inner_programs(params)]
             times = params["length"] if name == "scan" else 1
             total += times * (max(inner, default=0.0) if name == "cond" else sum(inner))
     return total
+
+
+def windows_of(params: dict[str, Any]) -> Iterator[tuple[int, int, int, int, int]]:
+    """List for each axis of a convolution its stride, padding, and dilation of image and kernel."""
+    keys = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    for stride, (low, high), spread, gap in zip(*(params[key] for key in keys), strict=True):
+        yield stride, low, high, spread, gap
+
+
+def count_taps(
+    length: int, kernel: int, stride: int, low: int, high: int, spread: int, gap: int
+) -> int:
+    """Count the pairs of a pixel and an element of the kernel that meet along an axis.
+
+    What meets padding, or zeros that dilation puts between pixels, costs nothing that counts.
+    """
+    last = spread * (length - 1)
+    outputs = (last + low + high - gap * (kernel - 1)) // stride + 1
+    places = stride * np.arange(outputs)[:, None] + gap * np.arange(kernel)[None] - low
+    return int(np.sum((places >= 0) & (places <= last) & (places % spread == 0)))
 
 
 def shape_of(variable: Any) -> tuple[int, ...]:

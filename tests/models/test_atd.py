@@ -10,7 +10,13 @@ from golden import golden, manifest, nhwc, relative_error, weights
 from jax import lax
 
 from upsr_jax.convert import Buffer, estimator_from_torch, estimator_table, estimator_to_torch
-from upsr_jax.models.atd import ATD, CategoryAttention, depthwise_conv, l2_normalize
+from upsr_jax.models.atd import (
+    ATD,
+    CategoryAttention,
+    depthwise_conv,
+    l2_normalize,
+    sorting_order,
+)
 
 TINY = {
     "embed_dim": 24,
@@ -184,8 +190,16 @@ def test_category_attention_is_the_naive_one(length, size):
             "logit_scale": np.full((1, 1), scale),
             "proj": {"kernel": kernel, "bias": np.zeros(channels)},
         }
-        out = jax.jit(CategoryAttention(heads, size).apply)({"params": params}, qkv, category)
+        out = jax.jit(CategoryAttention(heads, size, 4).apply)({"params": params}, qkv, category)
     np.testing.assert_allclose(out, expected @ kernel, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("limit", [5, 2**30])
+def test_equal_values_keep_their_order_when_they_are_sorted(limit):
+    """Both ways: by numbers that hold value and place, and where those would be too large."""
+    values = np.random.default_rng(0).integers(0, 5, (3, 100))
+    order = jax.jit(sorting_order, static_argnums=1)(jnp.asarray(values), limit)
+    np.testing.assert_array_equal(order, np.argsort(values, axis=-1, kind="stable"))
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])

@@ -149,10 +149,14 @@ class TokenAttention(nn.Module):
         return jnp.einsum("bnm,bmc->bnc", similarity.astype(value.dtype), value), similarity
 
 
-def restore_order(ordered: Float[Array, "n c"], order: Int[Array, "n"]) -> Float[Array, "n c"]:
-    """Return x with `ordered = x[order]`, for a permutation `order`."""
-    # By the inverse permutation: jax2onnx converts no batch of scatters.
-    return ordered.at[jnp.argsort(order)].get(unique_indices=True)
+def sorting_order(values: Int[Array, "b n"], limit: int) -> Int[Array, "b n"]:
+    """Return the order that sorts each row, equal values as they stand; they lie in 0..limit-1."""
+    length = values.shape[1]
+    if limit * length >= 2**31:
+        return jnp.argsort(values, axis=-1, stable=True)
+    # Numbers that hold value and place: one array sorts three to five times as fast as two.
+    places = jnp.arange(length, dtype=jnp.int32)[None]
+    return lax.sort(values.astype(jnp.int32) * length + places, is_stable=False) % length
 
 
 class CategoryAttention(nn.Module):
@@ -163,6 +167,7 @@ class CategoryAttention(nn.Module):
 
     num_heads: int
     category_size: int
+    num_tokens: int
     dtype: Any = None
 
     @nn.compact
@@ -172,7 +177,7 @@ class CategoryAttention(nn.Module):
         batch, length = category.shape
         size = min(self.category_size, length)
         logit_scale = self.param("logit_scale", nn.initializers.constant(math.log(10)), (1, 1))
-        order = jnp.argsort(category, axis=-1, stable=True)
+        order = sorting_order(category, self.num_tokens)
         ordered = jax.vmap(lambda qkv, order: qkv[order])(qkv, order)
         ordered = jnp.pad(ordered, ((0, 0), (0, -length % size), (0, 0)), mode="symmetric")
         query, key, value = rearrange(
@@ -185,7 +190,11 @@ class CategoryAttention(nn.Module):
         scale = jnp.exp(jnp.minimum(logit_scale, math.log(100))).astype(query.dtype)
         out = attend(query * scale[None, None], key, value)
         ordered = rearrange(out, "(b groups) heads g d -> b (groups g) (heads d)", b=batch)
-        out = jax.vmap(restore_order)(ordered[:, :length], order)
+        # By the inverse permutation, as jax2onnx converts no batch of scatters.
+        places = sorting_order(order, length)
+        out = jax.vmap(lambda x, places: x.at[places].get(unique_indices=True))(
+            ordered[:, :length], places
+        )
         return dense(out.shape[-1], dtype=self.dtype, name="proj")(out)
 
 
@@ -217,7 +226,11 @@ class Layer(nn.Module):
             self.reduced_dim, self.dtype, name="token_attention"
         )(rearrange(u, "b h w c -> b (h w) c"), tokens)
         from_category = CategoryAttention(
-            self.num_heads, self.category_size, self.dtype, name="category_attention"
+            self.num_heads,
+            self.category_size,
+            tokens.shape[1],
+            self.dtype,
+            name="category_attention",
         )(rearrange(qkv, "b h w k -> b (h w) k"), jnp.argmax(similarity, axis=-1))
         from_window = self.shifted_window_attention(qkv)
 
