@@ -81,14 +81,7 @@ def export_file(
         raise ValueError(f"{out} is a folder: name a file, as {out / 'model'}.{to}")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already: add --overwrite to replace it")
-    if precision == "auto":
-        raise ValueError("a file has one precision, whatever runs it: choose float32 or bfloat16")
-    folder, config, params = load_whole_model(model)
-    config = with_precision(config, precision, local_mesh())
-    if to == "onnx" and config.dtype != "float32":
-        raise ValueError(
-            f"an ONNX file in {config.dtype} would run almost nowhere: choose --precision float32"
-        )
+    folder, config, params = load_to_convert(model, to, precision)
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(out, overwrite) as file:
         if to == "stablehlo":
@@ -99,6 +92,21 @@ def export_file(
             differences = differences_from_jax(data, config, params, size)
         file.write(data)
     return Written(len(data), *differences)
+
+
+def load_to_convert(
+    model: str | Path | None, to: str, precision: str | None
+) -> tuple[Path, ModelConfig, dict[str, Any]]:
+    """Load a model as `load_whole_model` does; raise ValueError for a precision that can't be."""
+    if precision == "auto":
+        raise ValueError("a file has one precision, whatever runs it: choose float32 or bfloat16")
+    folder, config, params = load_whole_model(model)
+    config = with_precision(config, precision, local_mesh())
+    if to != "stablehlo" and config.dtype != "float32":
+        raise ValueError(
+            f"an ONNX file in {config.dtype} would run almost nowhere: choose --precision float32"
+        )
+    return folder, config, params
 
 
 def make_picture_function(config: ModelConfig, params: Any) -> Callable[[Picture, Noise], Large]:
@@ -135,12 +143,18 @@ def to_stablehlo(config: ModelConfig, params: Any, size: int) -> bytes:
     return bytes(export.export(function, platforms=PLATFORMS)(*_inputs(size)).serialize())
 
 
-def to_onnx(config: ModelConfig, params: Any, size: int, notes: dict[str, str]) -> bytes:
+def to_onnx(
+    config: ModelConfig,
+    params: Any,
+    size: int,
+    notes: dict[str, str],
+    noise_is_optional: bool = True,
+) -> bytes:
     """Convert the function of pictures by jax2onnx, with `notes` as its metadata.
 
     Raises ValueError if jax2onnx is not there, or can't.
     """
-    onnx, jax2onnx = _onnx_packages()
+    onnx, jax2onnx = onnx_packages()
     upscale = make_picture_function(config, params)
     image, noise = _inputs(size)
     takes_noise = config.network != "estimator"
@@ -165,7 +179,7 @@ def to_onnx(config: ModelConfig, params: Any, size: int, notes: dict[str, str]) 
             f"jax2onnx {importlib.metadata.version('jax2onnx')} with JAX {jax.__version__} can't "
             f"convert this model ({reason}): pip install 'upsr_jax[onnx]' brings versions that can"
         ) from error
-    if takes_noise:
+    if takes_noise and noise_is_optional:
         _let_noise_be_zero(onnx, model.graph, noise.shape)
     onnx.helper.set_model_props(model, notes)
     onnx.checker.check_model(model)
@@ -214,7 +228,7 @@ def _inputs(size: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     return jax.ShapeDtypeStruct(image, jnp.float32), jax.ShapeDtypeStruct(noise, jnp.float32)
 
 
-def _onnx_packages() -> tuple[Any, Any]:
+def onnx_packages() -> tuple[Any, Any]:
     """Import what the extra `onnx` brings; raise ValueError if it is not there."""
     try:
         with _quiet():

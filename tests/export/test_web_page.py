@@ -1,0 +1,242 @@
+"""The page that `upsr export --to web` writes, in a real headless Chromium."""
+
+import contextlib
+import functools
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from browser import start_browser
+from PIL import Image
+from typer.testing import CliRunner
+
+from upsr_jax import cli
+from upsr_jax.export.web import export_web
+from upsr_jax.upscale.tiles import noise_window
+
+PHOTOS = Path(cli.__file__).parent / "assets" / "photos"
+TILE = 64
+LINK = "!document.querySelector('#download').hidden && document.querySelector('#download')"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """The plainest of static hosts: no headers of its own, and only the commonest types."""
+
+    extensions_map = {"": "application/octet-stream", ".js": "text/javascript"} | {
+        suffix: f"text/{suffix[1:]}" for suffix in (".html", ".css")
+    }
+
+    def log_message(self, *args):
+        pass
+
+
+@contextlib.contextmanager
+def serving(folder):
+    handler = functools.partial(Quiet, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    pytest.importorskip("onnxruntime")
+    out = tmp_path_factory.mktemp("web") / "page"
+    try:
+        export_web("lite_x4", out, TILE)
+    except ValueError as error:
+        if "npm could not fetch" not in str(error):
+            raise
+        pytest.skip(str(error))
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with start_browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+def open_page(browser, url):
+    """Open the page and wait for its model."""
+
+    def open_once():
+        browser.open(url)
+        browser.wait_for(status_starts("Ready"))
+
+    try:
+        open_once()
+    except RuntimeError:  # the first time it loads itself once more, which ends what runs in it
+        open_once()
+
+
+def status_starts(text):
+    return f"document.querySelector('#status')?.innerText.startsWith('{text}')"
+
+
+def click(page, selector):
+    page.run(f"document.querySelector('{selector}').click()")
+
+
+def choose(page, path):
+    page.choose_file("#file", path)
+    page.wait_for("!document.querySelector('#start').disabled")
+
+
+def upscale(page, path) -> np.ndarray:
+    """Have the page upscale a photo, and give the pixels of the file that it saves."""
+    choose(page, path)
+    click(page, "#start")
+    page.wait_for(status_starts("Done"))
+    with Image.open(page.download(f"({LINK}).click()")) as image:
+        assert image.format == "PNG"
+        return np.asarray(image)
+
+
+def upscale_by_command(path, out) -> np.ndarray:
+    command = ["upscale", path, "--out", out, "--tile", TILE]
+    result = CliRunner().invoke(cli.app, [str(each) for each in command])
+    assert result.exit_code == 0, result.output
+    return np.asarray(Image.open(out))
+
+
+def differ(one, other):
+    """Give the largest difference of two pictures, in levels of 255."""
+    assert one.shape == other.shape
+    return np.abs(one.astype(int) - other).max()
+
+
+def test_its_pixels_are_the_commands_and_it_works_when_its_server_is_gone(
+    browser, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
+    photo = tmp_path / "my photo.png"
+    Image.open(PHOTOS / "coffee.png").crop((180, 100, 290, 180)).save(photo)
+    expected = upscale_by_command(photo, tmp_path / "command.png")
+    assert expected.shape == (320, 440, 3) and expected.std() > 20
+
+    with serving(folder) as url:
+        open_page(browser, url)
+        assert browser.run("crossOriginIsolated")  # though the server sends no such headers
+        assert "Model lite_x4, licence apache-2.0, on " in browser.run("document.body.innerText")
+        result = upscale(browser, photo)
+    assert (result[..., 3] == 255).all()
+    assert differ(result[..., :3], expected) <= 1
+    download = browser.run("document.querySelector('#download').download")
+    assert download == "my photo_x4.png"
+    hosts = {
+        urlsplit(each["request"]["url"]) for each in browser.messages("Network.requestWillBeSent")
+    }
+    assert {host.hostname for host in hosts if host.scheme not in ("data", "blob")} == {"127.0.0.1"}
+    assert browser.messages("Log.entryAdded", "Runtime.exceptionThrown") == []
+
+    open_page(browser, url)
+    np.testing.assert_array_equal(upscale(browser, photo), result)
+
+
+@pytest.fixture(scope="module")
+def url(folder):
+    with serving(folder) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser, url):
+    open_page(browser, url)
+    return browser
+
+
+def test_noise_is_the_commands(page):
+    """Of several blocks, with all layers of the ziggurat and its tail."""
+    for window in ((0, 0, 300, 300), (700, 1300, 200, 300)):
+        got = page.run(
+            f"import('./noise.js').then((module) => [...module.makeNoise()(...{list(window)})])"
+        )
+        expected = np.moveaxis(noise_window(0, *window), -1, 0)
+        assert abs(expected).max() > 3.7
+        np.testing.assert_allclose(np.reshape(got, expected.shape), expected, rtol=0, atol=1e-6)
+
+
+def test_a_turned_photo_is_upright_and_a_hidden_part_stays_hidden(page, tmp_path):
+    turned = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # its top is on the right
+    cat = Image.open(PHOTOS / "chelsea.png").crop((120, 60, 180, 100))
+    cat.save(turned, exif=exif, quality=95, subsampling=0)
+    expected = upscale_by_command(turned, tmp_path / "command.png")
+    assert differ(upscale(page, turned)[..., :3], expected) <= 2  # of two decoders of JPEG
+
+    hidden = tmp_path / "hidden.png"
+    cat.putalpha(Image.linear_gradient("L").resize(cat.size).point(lambda a: 255 * (a > 127)))
+    cat.save(hidden)
+    expected = upscale_by_command(hidden, tmp_path / "command_hidden.png")
+    result = upscale(page, hidden)
+    assert abs(result[..., 3].astype(int) - expected[..., 3]).mean() < 2
+    seen = expected[..., 3] == 255
+    assert differ(result[seen], expected[seen]) < 12
+
+
+def test_without_its_headers_it_runs_on_one_thread(page, url, tmp_path):
+    photo = tmp_path / "a.png"
+    Image.open(PHOTOS / "rocket.jpg").crop((300, 100, 340, 130)).save(photo)
+    threaded = upscale(page, photo)
+    page.send("Network.setBypassServiceWorker", bypass=True)
+    try:
+        open_page(page, url)
+        assert not page.run("crossOriginIsolated")
+        assert "on 1 thread." in page.run("document.body.innerText")
+        assert differ(upscale(page, photo), threaded) <= 1
+    finally:
+        page.send("Network.setBypassServiceWorker", bypass=False)
+
+
+def test_what_can_not_be_is_one_sentence(page, tmp_path):
+    bad = tmp_path / "a.png"
+    bad.write_bytes(b"no photo")
+    page.choose_file("#file", bad)
+    sentence = "a.png is no picture that this browser can read: take a JPEG, PNG or WebP."
+    page.wait_for(f"document.querySelector('#error').innerText == '{sentence}'")
+    wide = tmp_path / "wide.png"
+    Image.new("RGB", (5000, 2)).save(wide)
+    page.choose_file("#file", wide)
+    sentence = "this browser can't hold a result of 20000 × 8: take a smaller photo"
+    page.wait_for(f'document.querySelector("#error").innerText.includes("{sentence}")')
+    assert page.run("document.querySelector('#start').disabled")
+
+
+def test_it_can_be_cancelled_and_used_again_by_keys_alone(page, tmp_path):
+    large, small = tmp_path / "large.png", tmp_path / "small.png"
+    Image.open(PHOTOS / "coffee.png").save(large)
+    Image.open(PHOTOS / "coffee.png").crop((0, 0, 30, 20)).save(small)
+    choose(page, large)
+
+    def tab_to(name):
+        for _ in range(20):
+            page.press("Tab")
+            if page.run("document.activeElement.id || document.activeElement.type") == name:
+                return
+        raise AssertionError(name)
+
+    tab_to("file")
+    tab_to("start")
+    page.press("Enter")
+    page.wait_for("document.querySelector('#left').innerText.startsWith('Tile 1 of ')")
+    tab_to("cancel")
+    page.press("Enter")
+    page.wait_for(status_starts("Ready"))
+    assert page.run("document.querySelector('#working').hidden")
+    assert upscale(page, small).shape == (80, 120, 4)
+    tab_to("range")
+    page.press("ArrowLeft")
+    assert page.run("document.activeElement.ariaValueText") == "49% before"
+
+
+def test_it_fits_a_phone(page):
+    page.resize(360, 800)
+    assert page.run("document.documentElement.scrollWidth") <= 360
