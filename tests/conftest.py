@@ -13,11 +13,7 @@ WITHOUT_TORCH = importlib.util.find_spec("torch") is None
 WITHOUT_PYIQA = importlib.util.find_spec("pyiqa") is None
 # A browser is no Python package; the pages' texts are tested without one.
 WITHOUT_CHROMIUM = not (shutil.which("chromium") or shutil.which("chromium-browser"))
-BROWSER_TESTS = [
-    "evaluation/test_report_browser.py",
-    "export/test_web_page.py",
-    "serve/test_page_browser.py",
-]
+BROWSER_TESTS = ["evaluation/test_report_browser.py", "serve/test_page_browser.py"]
 collect_ignore = [
     *(TORCH_TESTS if WITHOUT_TORCH else []),
     *(["evaluation/test_pyiqa.py"] if WITHOUT_PYIQA else []),

@@ -1,7 +1,6 @@
 """Files for other programs give the pictures that this package gives, without it."""
 
 import dataclasses
-import re
 import subprocess
 import sys
 
@@ -75,27 +74,6 @@ def test_onnx_gives_what_jax_gives_and_says_what_it_is(one_step, arrays, tmp_pat
     notes = session.get_modelmeta().custom_metadata_map
     assert notes["scale"] == "4" and name_model(one_step) in notes["source"]
     assert notes["license"] == "not stated in the model folder"
-
-
-def test_the_built_in_model_needs_no_noise(arrays, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    out = tmp_path / "lite.onnx"
-    arguments = ["export", "lite_x4", "--to", "onnx", "--out", str(out), "--size", str(SIZE)]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
-    size, equality = result.stdout.splitlines()
-    assert size.startswith(f"lite_x4 for pictures of 64x64 is in {out} (") and "MB)" in size
-    numbers = [float(number) for number in re.findall(r"\d\S*e-\d+", equality)]
-    assert len(numbers) == 2 and 0 < numbers[0] < numbers[1] < 1e-4
-    session = onnxruntime.InferenceSession(out)
-    assert [each.name for each in session.get_inputs()] == ["image"]
-    of_noise = session.run(None, arrays)[0]
-    without = session.run(None, {"image": arrays["image"]})[0]
-    zeros = np.zeros_like(arrays["noise"])
-    np.testing.assert_array_equal(session.run(None, arrays | {"noise": zeros})[0], without)
-    assert not np.array_equal(of_noise, without)
-    notes = session.get_modelmeta().custom_metadata_map
-    assert notes["license"] == "apache-2.0" and "BSD 3-Clause" in notes["notice"]
 
 
 def test_several_steps_are_refused_in_onnx_and_in_a_page(tiny, tmp_path, monkeypatch):

@@ -87,9 +87,7 @@ def export_file(
         if to == "stablehlo":
             data, differences = to_stablehlo(config, params, size), ()
         else:
-            notes = describe(folder, config, size)
-            data = to_onnx(config, params, size, notes)
-            differences = differences_from_jax(data, config, params, size)
+            data, differences = make_onnx(config, params, size, describe(folder, config, size))
         file.write(data)
     return Written(len(data), *differences)
 
@@ -107,6 +105,14 @@ def load_to_convert(
             f"an ONNX file in {config.dtype} would run almost nowhere: choose --precision float32"
         )
     return folder, config, params
+
+
+def make_onnx(
+    config: ModelConfig, params: Any, size: int, notes: dict[str, str]
+) -> tuple[bytes, tuple[float, float]]:
+    """Make an ONNX file, and give what `differences_from_jax` does; raise as it and `to_onnx`."""
+    data = to_onnx(config, params, size, notes)
+    return data, differences_from_jax(data, config, params, size)
 
 
 def make_picture_function(config: ModelConfig, params: Any) -> Callable[[Picture, Noise], Large]:
@@ -143,13 +149,7 @@ def to_stablehlo(config: ModelConfig, params: Any, size: int) -> bytes:
     return bytes(export.export(function, platforms=PLATFORMS)(*_inputs(size)).serialize())
 
 
-def to_onnx(
-    config: ModelConfig,
-    params: Any,
-    size: int,
-    notes: dict[str, str],
-    noise_is_optional: bool = True,
-) -> bytes:
+def to_onnx(config: ModelConfig, params: Any, size: int, notes: dict[str, str]) -> bytes:
     """Convert the function of pictures by jax2onnx, with `notes` as its metadata.
 
     Raises ValueError if jax2onnx is not there, or can't.
@@ -179,7 +179,7 @@ def to_onnx(
             f"jax2onnx {importlib.metadata.version('jax2onnx')} with JAX {jax.__version__} can't "
             f"convert this model ({reason}): pip install 'upsr_jax[onnx]' brings versions that can"
         ) from error
-    if takes_noise and noise_is_optional:
+    if takes_noise:
         _let_noise_be_zero(onnx, model.graph, noise.shape)
     onnx.helper.set_model_props(model, notes)
     onnx.checker.check_model(model)

@@ -18,10 +18,9 @@ import numpy as np
 from upsr_jax.export.formats import (
     Written,
     describe,
-    differences_from_jax,
     load_to_convert,
+    make_onnx,
     onnx_packages,
-    to_onnx,
 )
 from upsr_jax.files.find import check_local
 from upsr_jax.files.whole import (
@@ -78,12 +77,11 @@ def export_web(
     files |= fetch_runtime()
     folder, config, params = load_to_convert(model, "web", precision)
     notes = describe(folder, config, size)
-    data = store_in_half(to_onnx(config, params, size, notes, noise_is_optional=False))
-    differences = differences_from_jax(data, config, params, size)
+    data, differences = make_onnx(config, params, size, notes)
     settings = {"model": folder.resolve().name, "size": size, "overlap": OVERLAP} | {
         name: notes[name] for name in ("license", "source", "made_by")
     }
-    files["model.onnx"] = data
+    files["model.onnx"] = fit_for_browsers(data)
     files["settings.json"] = json.dumps(settings, indent=2).encode()
     files["LICENSES.txt"] = list_licenses(notes).encode()
     files[WORKER] = make_service_worker(files)
@@ -96,15 +94,16 @@ def export_web(
     return Written(sum(map(len, files.values())), *differences)
 
 
-def store_in_half(data: bytes) -> bytes:
-    """Store weights of an ONNX file in 16 bits where that loses nothing; they are cast when read.
+def fit_for_browsers(data: bytes) -> bytes:
+    """Have an ONNX file ask for its noise, and store weights in 16 bits where that loses nothing.
 
-    Those of the built-in model have no more.
+    onnxruntime-web takes no input that may be left out. Weights of the built-in model have no more
+    than 16 bits; they are cast when they are read.
     """
     onnx, _ = onnx_packages()
     model = onnx.load_from_string(data)
-    casts = []
-    for weight in model.graph.initializer:
+    casts, weights = [], [each for each in model.graph.initializer if each.name != "noise"]
+    for weight in weights:
         values = onnx.numpy_helper.to_array(weight)
         if values.dtype != np.float32 or values.size < 64:
             continue
@@ -118,8 +117,9 @@ def store_in_half(data: bytes) -> bytes:
             onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT)
         )
     nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    for field, values in ((model.graph.initializer, weights), (model.graph.node, nodes)):
+        del field[:]
+        field.extend(values)
     onnx.checker.check_model(model)
     return model.SerializeToString()
 
