@@ -31,7 +31,7 @@ class Quiet(SimpleHTTPRequestHandler):
         suffix: f"text/{suffix[1:]}" for suffix in (".html", ".css")
     }
 
-    def log_message(self, *args):
+    def log_message(self, format, *args):
         pass
 
 
@@ -136,7 +136,7 @@ def test_it_needs_no_noise(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     out = tmp_path / "lite.onnx"
     arguments = ["export", "lite_x4", "--to", "onnx", "--out", str(out), "--size", str(TILE)]
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
     size, equality = result.stdout.splitlines()
     assert size.startswith(f"lite_x4 for pictures of 64x64 is in {out} (") and "MB)" in size
@@ -174,11 +174,11 @@ def differ(one, other):
 def photo(tmp_path_factory):
     """Cut three tiles out of a packaged photo.
 
-    In them no pixel is near to two tokens at once: gaps of similarity are above 3e-6, where float32
+    In them no pixel is near to two tokens at once: gaps of similarity are above 1e-6, where float32
     is right to 3e-7. Where that isn't so, rounding moves groups of pixels by a few levels.
     """
     path = tmp_path_factory.mktemp("photos") / "my photo.png"
-    Image.open(PHOTOS / "astronaut.png").convert("RGB").crop((307, 387, 411, 451)).save(path)
+    Image.open(PHOTOS / "astronaut.png").convert("RGB").crop((208, 211, 312, 275)).save(path)
     return path
 
 
@@ -231,7 +231,7 @@ def test_a_turned_photo_is_upright_and_a_hidden_part_stays_hidden(page, tmp_path
     assert expected.shape == (240, 160, 3)
     assert differ(upscale(page, turned)[..., :3], expected)[1] < 0.5
 
-    cat.putalpha(Image.linear_gradient("L").resize(cat.size).point(lambda a: 255 * (a > 127)))
+    cat.putalpha(Image.fromarray(np.repeat(np.uint8([0, 255]), 20)[:, None].repeat(60, axis=1)))
     cat.save(hidden)
     expected = upscale_by_command(hidden, tmp_path / "command_hidden.png")
     result = upscale(page, hidden)

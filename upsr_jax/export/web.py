@@ -10,6 +10,7 @@ import json
 import subprocess
 import tarfile
 import tempfile
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ def export_web(
     if out.exists() and {path.name for path in out.iterdir()} - OURS:
         raise FileExistsError(f"{out} holds other files than such a page's: choose another folder")
     files = {Path(name).name: (ASSETS / name).read_bytes() for name in PAGE + SHARED}
-    files |= fetch_runtime()
     folder, config, params = load_to_convert(model, "web", precision)
+    files |= fetch_runtime()
     notes = describe(folder, config, size)
     data, differences = make_onnx(config, params, size, notes)
     settings = {"model": folder.resolve().name, "size": size, "overlap": OVERLAP} | {
@@ -102,24 +103,19 @@ def fit_for_browsers(data: bytes) -> bytes:
     """
     onnx, _ = onnx_packages()
     model = onnx.load_from_string(data)
-    casts, weights = [], [each for each in model.graph.initializer if each.name != "noise"]
-    for weight in weights:
+    for weight in list(model.graph.initializer):
+        if weight.name == "noise":
+            model.graph.initializer.remove(weight)
+            continue
         values = onnx.numpy_helper.to_array(weight)
         if values.dtype != np.float32 or values.size < 64:
             continue
         with np.errstate(over="ignore"):
             half = values.astype(np.float16)
-        if not np.array_equal(half, values):
-            continue
-        name = weight.name
-        weight.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
-        casts.append(
-            onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT)
-        )
-    nodes = [*casts, *model.graph.node]
-    for field, values in ((model.graph.initializer, weights), (model.graph.node, nodes)):
-        del field[:]
-        field.extend(values)
+        if np.array_equal(half, values):
+            name, to = weight.name, onnx.TensorProto.FLOAT
+            weight.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
+            model.graph.node.insert(0, onnx.helper.make_node("Cast", [weight.name], [name], to=to))
     onnx.checker.check_model(model)
     return model.SerializeToString()
 
@@ -172,9 +168,7 @@ def _read(archive: tarfile.TarFile, name: str) -> bytes:
 
 def list_licenses(notes: dict[str, str]) -> str:
     """Tell the licences of all that is in the folder."""
-    import onnxruntime  # pyright: ignore[reportMissingImports]
-
-    package = Path(onnxruntime.__file__).parent
+    package = resources.files("onnxruntime")
     texts = {
         f"The page, by {notes['made_by']}": "Apache License 2.0",
         f"The model, {notes['source']}": f"{notes['license']}\n\n{notes.get('notice', '')}",
