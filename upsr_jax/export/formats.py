@@ -81,24 +81,38 @@ def export_file(
         raise ValueError(f"{out} is a folder: name a file, as {out / 'model'}.{to}")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already: add --overwrite to replace it")
-    if precision == "auto":
-        raise ValueError("a file has one precision, whatever runs it: choose float32 or bfloat16")
-    folder, config, params = load_whole_model(model)
-    config = with_precision(config, precision, local_mesh())
-    if to == "onnx" and config.dtype != "float32":
-        raise ValueError(
-            f"an ONNX file in {config.dtype} would run almost nowhere: choose --precision float32"
-        )
+    folder, config, params = load_to_convert(model, to, precision)
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(out, overwrite) as file:
         if to == "stablehlo":
             data, differences = to_stablehlo(config, params, size), ()
         else:
-            notes = describe(folder, config, size)
-            data = to_onnx(config, params, size, notes)
-            differences = differences_from_jax(data, config, params, size)
+            data, differences = make_onnx(config, params, size, describe(folder, config, size))
         file.write(data)
     return Written(len(data), *differences)
+
+
+def load_to_convert(
+    model: str | Path | None, to: str, precision: str | None
+) -> tuple[Path, ModelConfig, dict[str, Any]]:
+    """Load a model as `load_whole_model` does; raise ValueError for a precision that can't be."""
+    if precision == "auto":
+        raise ValueError("a file has one precision, whatever runs it: choose float32 or bfloat16")
+    folder, config, params = load_whole_model(model)
+    config = with_precision(config, precision, local_mesh())
+    if to != "stablehlo" and config.dtype != "float32":
+        raise ValueError(
+            f"an ONNX file in {config.dtype} would run almost nowhere: choose --precision float32"
+        )
+    return folder, config, params
+
+
+def make_onnx(
+    config: ModelConfig, params: Any, size: int, notes: dict[str, str]
+) -> tuple[bytes, tuple[float, float]]:
+    """Make an ONNX file, and give what `differences_from_jax` does; raise as it and `to_onnx`."""
+    data = to_onnx(config, params, size, notes)
+    return data, differences_from_jax(data, config, params, size)
 
 
 def make_picture_function(config: ModelConfig, params: Any) -> Callable[[Picture, Noise], Large]:
@@ -140,7 +154,7 @@ def to_onnx(config: ModelConfig, params: Any, size: int, notes: dict[str, str]) 
 
     Raises ValueError if jax2onnx is not there, or can't.
     """
-    onnx, jax2onnx = _onnx_packages()
+    onnx, jax2onnx = onnx_packages()
     upscale = make_picture_function(config, params)
     image, noise = _inputs(size)
     takes_noise = config.network != "estimator"
@@ -214,7 +228,7 @@ def _inputs(size: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     return jax.ShapeDtypeStruct(image, jnp.float32), jax.ShapeDtypeStruct(noise, jnp.float32)
 
 
-def _onnx_packages() -> tuple[Any, Any]:
+def onnx_packages() -> tuple[Any, Any]:
     """Import what the extra `onnx` brings; raise ValueError if it is not there."""
     try:
         with _quiet():

@@ -4,7 +4,7 @@ function makeSlider(stage) {
   const slider = stage.querySelector("input");
   const show = () => {
     stage.style.setProperty("--split", `${slider.value}%`);
-    slider.setAttribute("aria-valuetext", `${slider.value}% bicubic`);
+    slider.setAttribute("aria-valuetext", `${slider.value}% ${slider.dataset.left}`);
   };
   const follow = (event) => {
     const box = stage.getBoundingClientRect();
