@@ -308,14 +308,7 @@ DEGRADATION_RULES = {  # by the end of the name
 
 def _check_values(values: dict[str, Any]) -> None:
     """Raise ValueError for the first value, by its path, that can't be."""
-    rules = {
-        name: rule
-        for name in values
-        if (
-            rule := RULES.get(re.sub(r"^eval\.sets\.[^.]+", "eval", name))
-            or _degradation_rule(name)
-        )
-    }
+    rules = {name: rule for name in values if (rule := _rule_of(name))}
     check_values((name, values[name], rule) for name, rule in rules.items())
     for order in ("first", "second"):
         path = f"degradation.{order}.resize"
