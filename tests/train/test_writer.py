@@ -50,7 +50,7 @@ def read_wandb(workdir):
         store = DataStore()
         store.open_for_scan(str(file))
         for data in iter(store.scan_data, None):
-            record = getattr(wandb_internal_pb2, "Record")()  # noqa: B009 - pyright sees it not
+            record = wandb_internal_pb2.Record()  # pyright: ignore - it is made when imported
             record.ParseFromString(data)
             if record.HasField("run"):
                 ids.add((record.run.run_id, record.run.project, record.run.display_name))
