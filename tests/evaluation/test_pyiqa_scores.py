@@ -41,7 +41,8 @@ def pyiqa(monkeypatch):
     metrics = {"musiq": Metric({"a.png": 60.0, "b/c.png": 40.0}, "NR")}
     module = SimpleNamespace(metrics=metrics)
 
-    def create_metric(name, device=None):
+    def create_metric(name, device="any"):
+        module.device = device
         assert name in module.metrics, f"Metric {name}\nnot implemented yet."
         return module.metrics[name]
 
@@ -136,7 +137,7 @@ def test_in_training_pictures_are_measured_as_they_would_be_written(pyiqa, capsy
     pyiqa.metrics["musiq"] = metric = Metric({}, "NR")
     metric.values = defaultdict(lambda: 7.0)
     metrics = make_host_metrics(["musiq"])
-    assert metrics["pyiqa:musiq"][1] is True
+    assert metrics["pyiqa:musiq"][1] is True and pyiqa.device == "cpu"
     functions = {key: function for key, (function, _) in metrics.items()}
     functions["pyiqa:broken"] = lambda file: 1 / 0
     seen = []

@@ -61,10 +61,10 @@ def score(out: Path, names: Sequence[str]) -> dict[str, Any]:
     return results
 
 
-def make_metric(name: str, **options: Any) -> tuple[Callable[..., float], dict[str, Any]]:
+def make_metric(name: str, on_host: bool = False) -> tuple[Callable[..., float], dict[str, Any]]:
     """Make a metric of pyiqa `(image file[, ground truth file]) -> number`, and describe it.
 
-    `options` are those of `pyiqa.create_metric`.
+    `on_host` it leaves accelerators alone, which it would take itself.
     """
     try:
         pyiqa = importlib.import_module("pyiqa")
@@ -74,7 +74,7 @@ def make_metric(name: str, **options: Any) -> tuple[Callable[..., float], dict[s
             "pip install pyiqa into this environment"
         ) from error
     try:
-        metric = pyiqa.create_metric(name, **options)
+        metric = pyiqa.create_metric(name, **({"device": "cpu"} if on_host else {}))
     except Exception as error:  # it raises whatever the network, a package or an assert does
         raise ValueError(
             f"pyiqa can't make the metric {name!r} ({describe(error)}); "
@@ -99,7 +99,7 @@ def make_host_metrics(names: Iterable[str]) -> dict[str, tuple[Callable[..., flo
     """
     metrics = {}
     for name in names:
-        function, about = make_metric(name, device="cpu")
+        function, about = make_metric(name, on_host=True)
         if about["compares"]:
             raise ValueError(
                 f"config.eval.pyiqa has {name}, which compares with a ground truth: take it out; "
