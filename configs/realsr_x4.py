@@ -137,7 +137,7 @@ def get_config() -> ConfigDict:
                 max_images=100,
                 pictures=4,
                 seed=0,
-                metrics=("psnr_y", "ssim_y", "lpips_vgg"),  # or "lpips_alex", "niqe"
+                metrics=("psnr_y", "ssim_y", "lpips_vgg", "lpips_alex"),  # or "niqe"
                 pyiqa=(),  # in training also metrics of an installed pyiqa: ("clipiqa", "musiq")
                 per_device_batch=1,
                 # As the released test ran; or "bfloat16", or "auto": float32 on CPUs alone.

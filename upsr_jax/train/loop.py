@@ -277,11 +277,13 @@ def write_evaluation(
 
     None if a process wishes to stop instead.
     """
-    means = {}
+    reports = {}
     for name, evaluator in evaluators.items():
-        report = evaluator(params, partial(wished_anywhere, signals), with_pyiqa)
-        if report is None:
+        reports[name] = evaluator(params, partial(wished_anywhere, signals), with_pyiqa)
+        if reports[name] is None:
             return None
+    means = {}
+    for name, report in reports.items():
         means |= {f"{name}/{key}".lstrip("/"): value for key, value in report.means.items()}
         writer.scalars(step, name or "eval", report.means)
         writer.picture(step, name or "eval", report.picture)
