@@ -83,7 +83,6 @@ def test_a_value_where_a_block_belongs_is_refused():
         ("degradation.final.jpeg_quality", (95,), "jpeg_quality is .*: it must be two qualities"),
         ("train.keep_best", "ssim", "keep_best is 'ssim': it must be one of psnr_y, ssim_y"),
         ("train.keep_best", "psnr_y=0", "'psnr_y=0': it must be one of .* weights above 0"),
-        ("eval.pyiqa", "musiq", "pyiqa is 'musiq': it must be names of metrics of pyiqa"),
         ("wandb.mode", "on", "mode is 'on': it must be one of online, offline, ''"),
         ("data.crop_size", 30, "crop_size is 30: it must be a multiple of 4 from 16 on"),
         ("data.crop_size", 12, "crop_size is 12: it must be"),
@@ -140,11 +139,12 @@ def test_what_training_can_not_do_is_refused(name, value, message):
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("real.sr", {}, r"names a set 'real\.sr': a name is of letters"),
+        ("real/sr", {}, "names a set 'real/sr': a name is of letters"),
         ("train", {}, "names a set 'train'"),
         ("a", {"metric": ("niqe",)}, r"config\.eval\.sets\.a\.metric: did you mean metrics"),
         ("a", {"model": "x"}, r"nothing reads config\.eval\.sets\.a\.model"),
         ("a", {"max_images": 0}, r"config\.eval\.sets\.a\.max_images is 0: it must be at least 1"),
+        ("a", {"pyiqa": "musiq"}, r"\.a\.pyiqa is 'musiq': it must be names of metrics of pyiqa"),
         ("a", {"gt": "gs://x"}, r"gs://x is a URL"),
     ],
 )
