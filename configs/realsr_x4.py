@@ -118,8 +118,11 @@ def get_config() -> ConfigDict:
                 checkpoint_every=5000,
                 keep_checkpoints=3,  # the last ones,
                 keep_every=5000,  # each whose step is a multiple of it (0: none),
-                keep_best="lpips_vgg",  # and the best by a metric of evaluation ("": none)
+                # and the best by a metric of evaluation ("": none), of a named set
+                # "realsr/lpips_alex", or by a mix, "lpips_alex=1,psnr_y=0.02"
+                keep_best="lpips_vgg",
                 eval_every=5000,  # 0: never
+                pyiqa_every=1,  # so many evaluations, one measures config.eval.pyiqa
                 max_bad_steps=10,  # so many in a row, of no finite loss or gradient, are skipped
                 # What may be other than in the checkpoints: "schedule", "optimizer.clip_norm",
                 # "optimizer.weight_decay" or "loss.lpips_dtype".
@@ -134,7 +137,8 @@ def get_config() -> ConfigDict:
                 max_images=100,
                 pictures=4,
                 seed=0,
-                metrics=("psnr_y", "ssim_y", "lpips_vgg"),  # or "lpips_alex", "niqe"
+                metrics=("psnr_y", "ssim_y", "lpips_vgg", "lpips_alex"),  # or "niqe"
+                pyiqa=(),  # in training also metrics of an installed pyiqa: ("clipiqa", "musiq")
                 per_device_batch=1,
                 # As the released test ran; or "bfloat16", or "auto": float32 on CPUs alone.
                 precision="float32",
@@ -144,6 +148,11 @@ def get_config() -> ConfigDict:
                 blend="mean",  # or "feather"
                 noise_by_name=True,  # and each has noise of its own, not one field for all
                 fidelity=0.0,  # share of the estimate in the result
+                # In training, in place of gt and lr: sets by name, each with what is other than
+                # above, as dict(realsr=dict(gt="data/realsr/gt", lr="data/realsr/lq"))
+                sets=dict(),
             ),
+            # Weights & Biases: "online", or "offline" to send later (needs the extra `wandb`)
+            wandb=dict(mode="", project="upsr_jax"),
         )
     )

@@ -165,7 +165,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     imported = {canonicalize_name(distributions.get(root, [root])[0]) for root in roots}
     declared = distribution_names(PROJECT["dependencies"])
     extras = PROJECT["optional-dependencies"]
-    names = ("hub", "onnx", "photos", "serve", "train", "web")
+    names = ("hub", "onnx", "photos", "serve", "train", "wandb", "web")
     optional = distribution_names([line for name in names for line in extras[name]])
     assert declared <= imported <= declared | optional
 

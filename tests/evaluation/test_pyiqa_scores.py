@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import sys
+from collections import defaultdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from evaluation_folder import write_evaluation
 from photos import photo
 
-from upsr_jax.evaluation.pyiqa_scores import score, with_scores
+from upsr_jax.evaluation.pyiqa_scores import make_host_metrics, measure_by, score, with_scores
 from upsr_jax.evaluation.report import compare
 from upsr_jax.files.photos import read_image
 from upsr_jax.files.write_photo import write_image
@@ -40,7 +41,8 @@ def pyiqa(monkeypatch):
     metrics = {"musiq": Metric({"a.png": 60.0, "b/c.png": 40.0}, "NR")}
     module = SimpleNamespace(metrics=metrics)
 
-    def create_metric(name):
+    def create_metric(name, device="any"):
+        module.device = device
         assert name in module.metrics, f"Metric {name}\nnot implemented yet."
         return module.metrics[name]
 
@@ -129,6 +131,25 @@ def test_an_image_that_cannot_be_measured_is_named_and_counted(tmp_path, pyiqa, 
     assert "musiq can't measure a: RuntimeError: too small" in "".join(capsys.readouterr())
     assert results["means"]["pyiqa:musiq"]["images"] == 1
     assert "| 40.000 |  | [40.000, 40.000] | 1 of 2 |" in (tmp_path / "results.md").read_text()
+
+
+def test_in_training_pictures_are_measured_as_they_would_be_written(pyiqa, capsys):
+    pyiqa.metrics["musiq"] = metric = Metric({}, "NR")
+    metric.values = defaultdict(lambda: 7.0)
+    metrics = make_host_metrics(["musiq"])
+    assert metrics["pyiqa:musiq"][1] is True and pyiqa.device == "cpu"
+    functions = {key: function for key, (function, _) in metrics.items()}
+    functions["pyiqa:broken"] = lambda file: 1 / 0
+    seen = []
+    functions["pyiqa:seen"] = lambda file: seen.append(read_image(file)) or 1.0
+    image = np.linspace(-1, 1, 48, dtype=np.float32).reshape(4, 4, 3)
+    values = measure_by(functions, "a", image)
+    assert values["pyiqa:musiq"] == 7.0 and np.isnan(values["pyiqa:broken"])
+    assert "pyiqa:broken can't measure a: ZeroDivisionError" in "".join(capsys.readouterr())
+    np.testing.assert_allclose(seen[0], (image + 1) * 127.5, atol=0.51)
+    pyiqa.metrics["dists"] = Metric({}, "FR")
+    with pytest.raises(ValueError, match="has dists, which compares with a ground truth"):
+        make_host_metrics(["dists"])
 
 
 @pytest.mark.parametrize("damaged", ["{", "[1]", '{"musiq": 3}', '{"musiq": {"values": {}}}'])

@@ -29,7 +29,7 @@ from upsr_jax.models.config import ModelConfig
 from upsr_jax.models.lpips import ALEXNET, LPIPS
 from upsr_jax.train.config import check_config, eval_settings
 from upsr_jax.train.evaluate import evaluate
-from upsr_jax.train.loop import create_evaluator
+from upsr_jax.train.loop import create_evaluators
 from upsr_jax.train.sharding import create_mesh, make_gather_fn
 from upsr_jax.upscale import upscaler as upscaler_module
 from upsr_jax.upscale.restore import Sampling
@@ -234,7 +234,7 @@ def test_an_image_that_memory_can_not_hold_is_reported(
     config.train.keep_best = ""
     gather_fn = make_gather_fn(create_mesh(-1, 1))
     with pytest.raises(MemoryError, match=reason):  # training does not go on without a metric
-        create_evaluator(config, gather_fn)(random_params(config), lambda: False)
+        create_evaluators(config, gather_fn)[0][""](random_params(config), lambda: False)
 
 
 def test_fewer_images_than_there_are_is_said(config, tmp_path, results, capsys):
@@ -388,13 +388,13 @@ def test_what_is_trained_is_evaluated_in_the_precision_of_the_config(
     trained.train.keep_best = ""
     trained.eval.precision = precision
     protocol = evaluate(trained, tmp_path)["protocol"]
-    create_evaluator(trained, make_gather_fn(create_mesh(-1, 1)))
+    create_evaluators(trained, make_gather_fn(create_mesh(-1, 1)))
     assert types == [precision] * 2
     assert protocol["arithmetic"].startswith(f"{precision} on ")
 
 
 def test_the_evaluator_of_training_gives_the_same_numbers(config, results):
-    evaluator = create_evaluator(config, make_gather_fn(create_mesh(-1, 1)))
+    evaluator = create_evaluators(config, make_gather_fn(create_mesh(-1, 1)))[0][""]
     report = evaluator(random_params(config), lambda: False)
     assert report
     for name, row in report.rows.items():

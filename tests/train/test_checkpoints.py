@@ -303,6 +303,19 @@ def test_last_regular_and_best_are_kept(tmp_path, config):
     assert 9 not in kept(tmp_path)
 
 
+def test_the_best_by_a_mix_of_metrics_of_several_sets_is_kept(tmp_path, config):
+    """0.1 psnr_y - lpips_vgg + 0.01 pyiqa:musiq: 1.9, 2.1, 2.0, and not measured."""
+    config.train.update(keep_checkpoints=1, keep_every=0)
+    config.train.keep_best = "a/psnr_y=0.1, a/lpips_vgg, b/pyiqa:musiq=0.01"
+    names: list[str] = ["a/psnr_y", "a/lpips_vgg", "b/pyiqa:musiq"]
+    values = {1: (20.0, 0.5, 40.0), 2: (21.0, 0.5, 50.0), 3: (23.0, 0.6, 30.0), 4: (99.0, 0.1)}
+    metrics = {step: dict(zip(names, row, strict=False)) for step, row in values.items()}
+    with open_checkpoints(tmp_path, config, {"pyiqa:musiq": True}) as checkpoints:
+        for step in values:
+            save(checkpoints, config, state_after(step), FROZEN, IMAGES, metrics[step])
+    assert kept(tmp_path) == {2, 4}
+
+
 def test_a_failed_save_surfaces_and_the_one_before_stays_whole(tmp_path, config):
     """A limit on the size of files stands for a full disk."""
     save_steps(tmp_path, config, 1)

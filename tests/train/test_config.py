@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from jax.sharding import AbstractMesh
 
-from configs import lite_x4, realsr_x4
+from configs import lite_x4, realsr_x4, validated_x4
 from upsr_jax.train.config import KEYS, check_config, check_training
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +82,8 @@ def test_a_value_where_a_block_belongs_is_refused():
         ("degradation.first.resize.factor", (0.5, 0.9), "factor is .* with 1 between"),
         ("degradation.final.jpeg_quality", (95,), "jpeg_quality is .*: it must be two qualities"),
         ("train.keep_best", "ssim", "keep_best is 'ssim': it must be one of psnr_y, ssim_y"),
+        ("train.keep_best", "psnr_y=0", "'psnr_y=0': it must be one of .* weights above 0"),
+        ("wandb.mode", "on", "mode is 'on': it must be one of online, offline, ''"),
         ("data.crop_size", 30, "crop_size is 30: it must be a multiple of 4 from 16 on"),
         ("data.crop_size", 12, "crop_size is 12: it must be"),
         ("data.scale", (0.5, 1.5), r"scale is \(0\.5, 1\.5\): it must be two factors above 0 and"),
@@ -131,6 +133,38 @@ def test_what_training_can_not_do_is_refused(name, value, message):
     config.update_from_flattened_dict({name: value})
     check_config(config)
     with pytest.raises(ValueError, match=message):
+        check_training(config, mesh)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("real/sr", {}, "names a set 'real/sr': a name is of letters"),
+        ("train", {}, "names a set 'train'"),
+        ("a", {"metric": ("niqe",)}, r"config\.eval\.sets\.a\.metric: did you mean metrics"),
+        ("a", {"model": "x"}, r"nothing reads config\.eval\.sets\.a\.model"),
+        ("a", {"max_images": 0}, r"config\.eval\.sets\.a\.max_images is 0: it must be at least 1"),
+        ("a", {"pyiqa": "musiq"}, r"\.a\.pyiqa is 'musiq': it must be names of metrics of pyiqa"),
+        ("a", {"gt": "gs://x"}, r"gs://x is a URL"),
+    ],
+)
+def test_a_set_of_validation_that_can_not_be_is_named(name, values, message):
+    config = realsr_x4.get_config()
+    config.eval.sets = {name: values}
+    with pytest.raises(ValueError, match=message):
+        check_config(config)
+
+
+def test_the_best_is_by_what_some_set_measures():
+    config = validated_x4.get_config()
+    mesh = AbstractMesh((1, 1), ("data", "fsdp"))
+    config.eval.pyiqa = ("musiq",)
+    config.train.keep_best = "realsr/psnr_y=0.05,realset65/niqe,imagenet_test/pyiqa:musiq=0.1"
+    check_config(config)
+    check_training(config, mesh)
+    config.train.keep_best = "realset65/lpips_alex"  # which has no ground truth
+    check_config(config)
+    with pytest.raises(ValueError, match=r"measures .*realset65/niqe, realset65/pyiqa:musiq, real"):
         check_training(config, mesh)
 
 

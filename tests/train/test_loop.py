@@ -1,11 +1,14 @@
 """Training runs from start to model folder, stops and goes on, and fails with clear words."""
 
+import importlib.metadata
 import json
 import logging
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,7 +20,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
-from photos import read, write_photos
+from photos import draw_photo, read, save, write_photos
 from tiny_model import changed, random_params
 
 from configs import tiny
@@ -176,6 +179,56 @@ def test_a_stop_ends_the_last_evaluation_and_the_next_call_makes_up_for_it(
     assert evaluation | {"time": 0} == expected | {"time": 0}
     assert (workdir / "finished").read_text() == "30\n"
     assert (workdir / "model").exists()
+
+
+def test_two_sets_each_with_its_metrics_and_the_best_by_a_mix(config, tmp_path, monkeypatch):
+    """One has no ground truth, and a stand-in for pyiqa, which finds its pictures to get worse."""
+    scores, pictures = iter([9.0, 8.0, 3.0, 2.0]), []
+
+    class Metric:
+        metric_mode, lower_better = "NR", False
+
+        def __call__(self, file):
+            pictures.append(read(file).shape)
+            return next(scores)
+
+    stand_in = SimpleNamespace(create_metric=lambda name, device: Metric())
+    monkeypatch.setitem(sys.modules, "pyiqa", stand_in)
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "1.0")
+    for i in range(2):
+        save(tmp_path / "lr" / f"{i}.png", draw_photo(i, 48, 48))
+    config = changed(config, train__steps=6, train__checkpoint_every=2, train__eval_every=2)
+    truth = dict(metrics=("psnr_y",), max_images=1)
+    without = dict(gt="", lr=str(tmp_path / "lr"), metrics=("niqe",), pyiqa=("musiq",))
+    config.eval.sets = dict(truth=truth, without=without)
+    best = "truth/psnr_y=0.01,without/pyiqa:musiq"
+    config.train.update(pyiqa_every=2, keep_checkpoints=1, keep_every=0, keep_best=best)
+    train_and_evaluate(config, tmp_path / "run")
+    rows = {}
+    for line in metrics(tmp_path / "run"):
+        rows.setdefault(line["step"], {}).update(line)
+    assert [step for step in rows if "truth/psnr_y" in rows[step]] == [2, 4, 6]
+    assert [step for step in rows if np.isfinite(rows[step].get("without/niqe", np.nan))] == [
+        2,
+        4,
+        6,
+    ]
+    musiq = {step: rows[step].get("without/pyiqa:musiq") for step in (2, 4, 6)}
+    assert musiq == {2: None, 4: 8.5, 6: 2.5}  # of every second evaluation, and of the last
+    assert pictures == [(192, 192, 3)] * 4
+    assert not any("truth/niqe" in row or "eval/psnr_y" in row for row in rows.values())
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"4", "6"}
+    names = {path.name for path in (tmp_path / "run" / "pictures").iterdir()}
+    assert names == {
+        f"000000{step}_{name}.png" for step in (2, 4, 6) for name in ("truth", "without")
+    }
+
+
+def test_without_pyiqa_a_run_that_asks_for_it_does_not_begin(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    with pytest.raises(ImportError, match=r"musiq needs pyiqa, .* pip install pyiqa"):
+        train_and_evaluate(changed(config, eval__pyiqa=("musiq",)), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_a_run_of_more_steps_is_not_taken_for_finished(config, workdir):

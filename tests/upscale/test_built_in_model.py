@@ -11,7 +11,7 @@ from configs import lite_x4
 from configs.degradations import imagenet_test, real_esrgan
 from upsr_jax import Upscaler
 from upsr_jax.files.photos import read_image
-from upsr_jax.train.loop import create_evaluator
+from upsr_jax.train.loop import create_evaluators
 from upsr_jax.train.sharding import create_mesh, make_gather_fn
 from upsr_jax.upscale.restore import make_super_resolve
 from upsr_jax.upscale.upscaler import BUILT_IN_MODEL
@@ -37,7 +37,7 @@ def test_it_is_closer_to_the_truth_than_bicubic_on_packaged_photos(degradation, 
     config.eval.update(gt=str(PHOTOS), lr="")
     stored, params = load_model(BUILT_IN_MODEL)
     config.diffusion.update(stored.diffusion)
-    evaluator = create_evaluator(config, make_gather_fn(create_mesh(-1, 1)))
+    evaluator = create_evaluators(config, make_gather_fn(create_mesh(-1, 1)))[0][""]
     report = evaluator(params, lambda: False)
     assert report
     means = report.means

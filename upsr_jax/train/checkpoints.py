@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import absl.logging
@@ -33,7 +34,7 @@ from upsr_jax.evaluation.metric_list import METRICS
 from upsr_jax.files.find import check_local
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.models.rules import flatten
-from upsr_jax.train.config import ALLOWABLE, config_as_json
+from upsr_jax.train.config import ALLOWABLE, best_weights, config_as_json
 from upsr_jax.train.sharding import put
 from upsr_jax.train.state import TrainState
 from upsr_jax.weights.model_folder import save_model
@@ -48,7 +49,7 @@ START_ANEW = (
 NONE, ALL_DAMAGED = -1, -2  # for a step, where processes agree on one
 # What may differ when a run goes on: it changes no example and no update, but for rounding.
 MAY_CHANGE = (
-    *("eval.", "mesh.", "pretrained.", "train.", "sampler.steps", "data.num_"),
+    *("eval.", "mesh.", "pretrained.", "train.", "wandb.", "sampler.steps", "data.num_"),
     *("sampler.spacing", "data.max_bad_fraction"),
 )
 MAY_NOT_CHANGE = ("train.ema_decay",)
@@ -110,28 +111,34 @@ def quiet_orbax() -> None:
 
 
 @contextmanager
-def open_checkpoints(workdir: Path, config: ConfigDict) -> Iterator[ocp.CheckpointManager]:
+def open_checkpoints(
+    workdir: Path, config: ConfigDict, higher_is_better: Mapping[str, bool] = MappingProxyType({})
+) -> Iterator[ocp.CheckpointManager]:
     """Open `workdir/checkpoints`, made if missing; what a killed save has left is removed.
 
     Kept are the last config.train.keep_checkpoints, each whose step is a multiple of keep_every
-    (unless 0) and the best by keep_best, a metric of evaluation (unless empty). Leaving waits for
-    the checkpoint that is being written; OSError if it can't be.
+    (unless 0) and the best by keep_best (unless empty): of the highest sum of WEIGHT * METRIC,
+    taken off where lower is better. `higher_is_better` says so of metrics that are not ours.
+    Leaving waits for the checkpoint that is being written; OSError if it can't be.
     """
-    metric = config.train.keep_best
+    higher = {name: metric.higher_is_better for name, metric in METRICS.items()}
+    higher.update(higher_is_better)
+    weights = {
+        name: weight if higher[name.rpartition("/")[2]] else -weight
+        for name, weight in best_weights(config.train.keep_best).items()
+    }
 
     def score(metrics: Mapping[str, float]) -> float:
-        value = metrics.get(metric, np.nan)
-        if not np.isfinite(value):
-            return -np.inf  # not evaluated at this step, or not measurable
-        return value if METRICS[metric].higher_is_better else -value
+        total = sum(weight * metrics.get(name, np.nan) for name, weight in weights.items())
+        return total if np.isfinite(total) else -np.inf  # not evaluated then, or not measurable
 
     policies: list[Any] = [ocm.LatestN(config.train.keep_checkpoints)]
     if config.train.keep_every:
         policies.append(ocm.EveryNSteps(config.train.keep_every))
-    if metric:
+    if weights:
         policies.append(ocm.BestN(get_metric_fn=score, n=1))
     options = ocp.CheckpointManagerOptions(
-        best_fn=score if metric else None,  # without it metrics are not written
+        best_fn=score if weights else None,  # without it metrics are not written
         preservation_policy=ocm.AnyPreservationPolicy(policies),
         cleanup_tmp_directories=True,
     )

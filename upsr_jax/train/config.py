@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
@@ -16,7 +17,7 @@ from upsr_jax.data.degradation.host import (
 )
 from upsr_jax.data.sources import TFDS
 from upsr_jax.data.test_sets import ImageSet
-from upsr_jax.evaluation.metric_list import METRICS, measurable
+from upsr_jax.evaluation.metric_list import METRICS, PYIQA, measurable
 from upsr_jax.evaluation.settings import Settings
 from upsr_jax.files.find import check_local
 from upsr_jax.models.config import ModelConfig
@@ -52,7 +53,7 @@ KEYS: dict[str, set[str]] = {
     "": {
         *("network", "seed", "dtype", "model", "estimator", "diffusion", "prior", "sampler"),
         *("degradation", "data", "pretrained", "loss", "schedule", "optimizer", "mesh", "train"),
-        "eval",
+        *("eval", "wandb"),
     },
     "degradation": {"first", "second", "final", "simulated_jpeg"},
     "degradation.first": {"blur", "resize", "noise", "jpeg_quality"},
@@ -66,11 +67,13 @@ KEYS: dict[str, set[str]] = {
     "loss": {"lpips_weight", "lpips_dtype", "lpips_jitter", "released_lpips_range"},
     "train": {
         *("steps", "microbatches", "remat", "ema_decay", "log_every", "checkpoint_every"),
-        *("keep_checkpoints", "keep_every", "keep_best", "eval_every"),
+        *("keep_checkpoints", "keep_every", "keep_best", "eval_every", "pyiqa_every"),
         *("max_bad_steps", "allow_changes"),
     },
     "eval": {field.name for kind in (Settings, ImageSet) for field in dataclasses.fields(kind)}
-    - {"images", "degradation", "device"},
+    - {"images", "degradation", "device"}
+    | {"sets"},
+    "wandb": {"mode", "project"},
 }
 
 # What changes updates, but no example: a run may go on with other values if asked to.
@@ -83,11 +86,13 @@ def check_config(config: ConfigDict) -> None:
     ModelConfig.of(config)
     _check_values(flatten(config.to_dict()))
     create_schedule(**config.schedule)
-    check_tile(config.eval.tile, config.eval.overlap)
-    data, settings = config.data, config.eval
+    data = config.data
     pretrained = config.pretrained.estimator, config.pretrained.denoiser
-    folders = *data.folders, *data.pairs, *pretrained, settings.model
-    check_local(*(str(folder).removeprefix(TFDS) for folder in folders), settings.gt, settings.lr)
+    folders = *data.folders, *data.pairs, *pretrained, config.eval.model
+    check_local(*(str(folder).removeprefix(TFDS) for folder in folders))
+    for values in (config.eval, *_sets(config).values()):
+        check_tile(values["tile"], values["overlap"])
+        check_local(values["gt"], values["lr"])
 
 
 def check_training(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
@@ -104,12 +109,13 @@ def check_training(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
         )
     if not train.keep_best:
         return
-    measured = measurable(config.eval.metrics, bool(config.eval.gt))
-    if train.keep_best not in measured:
-        raise ValueError(
-            f"config.train.keep_best is {train.keep_best!r}, but config.eval measures "
-            f"{', '.join(measured)}"
-        )
+    measured = _measured(config)
+    for metric in best_weights(train.keep_best):
+        if metric not in measured:
+            raise ValueError(
+                f"config.train.keep_best is {train.keep_best!r}, but config.eval measures "
+                f"{', '.join(measured)}"
+            )
     if not train.eval_every or train.eval_every % train.checkpoint_every:
         raise ValueError(
             f"config.train.keep_best = {train.keep_best!r} can keep only what is evaluated and "
@@ -118,16 +124,50 @@ def check_training(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
         )
 
 
+def best_weights(text: str) -> dict[str, float]:
+    """Read config.train.keep_best, "NAME" or "NAME=WEIGHT, NAME=WEIGHT"; none of ""."""
+    parts = [part.strip().partition("=") for part in text.split(",")] if text else []
+    return {name.strip(): float(weight or 1) for name, _, weight in parts}
+
+
 def eval_settings(config: ConfigDict) -> Settings:
     """Take what an evaluation reads out of a config; raises ValueError for sharpened images."""
-    values = config.eval.to_dict()
+    return _settings(config, config.eval.to_dict())
+
+
+def validation_settings(config: ConfigDict) -> dict[str, Settings]:
+    """Take what training evaluates on: config.eval.sets by name, or else config.eval as ""."""
+    sets = _sets(config) or {"": config.eval.to_dict()}
+    return {name: _settings(config, values) for name, values in sets.items()}
+
+
+def _sets(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """List the sets of validation, each with all keys of config.eval."""
+    common = config.eval.to_dict()
+    return {name: common | values for name, values in common["sets"].items()}
+
+
+def _settings(config: ConfigDict, values: Mapping[str, Any]) -> Settings:
     if not values["lr"] and config.data.use_sharp:
         raise ValueError(
             "evaluation compares with unsharpened images: set config.data.use_sharp to False"
         )
-    keys = ("gt", "lr", "source", "max_images", "seed", "crop_size")
-    images = {key: values.pop(key) for key in keys}
-    return Settings(ImageSet(**images, degradation=config.degradation.to_dict()), **values)
+    keys = {field.name for field in dataclasses.fields(ImageSet)} - {"degradation"}
+    images = {key: values[key] for key in keys}
+    others = {key: value for key, value in values.items() if key not in {*keys, "sets"}}
+    return Settings(ImageSet(**images, degradation=config.degradation.to_dict()), **others)
+
+
+def _measured(config: ConfigDict) -> list[str]:
+    """Name what training measures, as its evaluations name it."""
+    return [
+        f"{name}/{metric}".lstrip("/")
+        for name, each in validation_settings(config).items()
+        for metric in (
+            *measurable(each.metrics, bool(each.images.gt)),
+            *(PYIQA + metric for metric in each.pyiqa),
+        )
+    ]
 
 
 def config_as_json(config: ConfigDict) -> dict[str, Any]:
@@ -143,6 +183,20 @@ def _check_block(path: str, block: Any) -> None:
         one_order = inner == "degradation.second" and block[key] is None
         if (inner in KEYS or inner in CALLS) and not one_order:
             _check_block(inner, block[key])
+    if path == "eval":
+        _check_sets(block.sets)
+
+
+def _check_sets(sets: Any) -> None:
+    """Raise ValueError for a set of validation with a name or a key that can't be."""
+    check_keys("eval.sets", sets, sets)
+    for name, values in sets.items():
+        if not re.fullmatch(r"[\w-]+", name) or name in ("train", "eval"):
+            raise ValueError(
+                f"config.eval.sets names a set {name!r}: a name is of letters, digits, _ and -, "
+                "and neither train nor eval"
+            )
+        check_keys(f"eval.sets.{name}", values, KEYS["eval"] - {"sets", "model"}, whole=False)
 
 
 def _ascending(lowest: float | int, highest: float | int, wish: str, odd: bool = False) -> Rule:
@@ -159,6 +213,16 @@ ODD_SIZES = _ascending(1, 51, "odd sizes in 1..51", odd=True)
 AMOUNTS = _ascending(0, float("inf"), "numbers from 0 on")
 # A random exponent is drawn from below 1 or from above, and so is a factor.
 AROUND_1 = Rule("two numbers above 0 with 1 between", lambda ends: 0 < ends[0] <= 1 <= ends[1])
+
+
+def _is_best(text: str) -> bool:
+    """Tell whether a text names metrics there are, of whatever sets, with positive weights."""
+    return all(
+        (metric.startswith(PYIQA) or metric in METRICS) and POSITIVE.holds(weight)
+        for name, weight in best_weights(text).items()
+        for metric in [name.rpartition("/")[2]]
+    )
+
 
 RULES = {
     "seed": Rule("a whole number in 0..4294967295", lambda seed: 0 <= seed < 2**32),
@@ -188,6 +252,9 @@ RULES = {
     "eval.metrics": Rule(
         f"some of {', '.join(METRICS)}", lambda names: names and set(names) <= set(METRICS)
     ),
+    "eval.pyiqa": Rule(
+        "names of metrics of pyiqa, as ('musiq',), or ()", lambda names: not isinstance(names, str)
+    ),
     "eval.fidelity": SHARE,
     "eval.blend": one_of("feather", "mean"),
     "eval.precision": one_of(*PRECISIONS),
@@ -209,8 +276,14 @@ RULES = {
     "train.checkpoint_every": at_least(1),
     "train.keep_checkpoints": at_least(1),
     "train.keep_every": at_least(0, ", which keeps none"),
-    "train.keep_best": one_of(*METRICS, ""),
+    "train.keep_best": Rule(
+        f"one of {', '.join(METRICS)} and {PYIQA}NAME, of a named set SET/NAME; or a mix as "
+        "NAME=WEIGHT,NAME=WEIGHT, weights above 0; or ''",
+        _is_best,
+    ),
     "train.eval_every": at_least(0, ", which is never"),
+    "train.pyiqa_every": at_least(1),
+    "wandb.mode": one_of("online", "offline", ""),
     "train.max_bad_steps": at_least(0),
     "train.allow_changes": Rule(
         f"some of {', '.join(ALLOWABLE)}, or ()", lambda names: set(names) <= set(ALLOWABLE)
@@ -235,7 +308,7 @@ DEGRADATION_RULES = {  # by the end of the name
 
 def _check_values(values: dict[str, Any]) -> None:
     """Raise ValueError for the first value, by its path, that can't be."""
-    rules = {name: rule for name in values if (rule := RULES.get(name) or _degradation_rule(name))}
+    rules = {name: rule for name in values if (rule := _rule_of(name))}
     check_values((name, values[name], rule) for name, rule in rules.items())
     for order in ("first", "second"):
         path = f"degradation.{order}.resize"
@@ -266,7 +339,8 @@ def _check_values(values: dict[str, Any]) -> None:
         )
 
 
-def _degradation_rule(name: str) -> Rule | None:
-    if not name.startswith("degradation."):
-        return None
+def _rule_of(name: str) -> Rule | None:
+    name = re.sub(r"^eval\.sets\.[^.]+", "eval", name)
+    if name in RULES or not name.startswith("degradation."):
+        return RULES.get(name)
     return next((rule for end, rule in DEGRADATION_RULES.items() if name.endswith(f".{end}")), None)

@@ -3,7 +3,7 @@
 import json
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,8 @@ from upsr_jax.cluster.compiler import compiler_options
 from upsr_jax.cluster.environment import device_memory
 from upsr_jax.cluster.join import create_workdir
 from upsr_jax.data.pipeline import check_images, example_names, open_sources, train_batches
+from upsr_jax.evaluation.metric_list import PYIQA
+from upsr_jax.evaluation.pyiqa_scores import make_host_metrics
 from upsr_jax.evaluation.watch import Evaluator
 from upsr_jax.files.find import check_local
 from upsr_jax.files.whole import DiskFullError, locked, naming_full_disk, write_whole
@@ -35,7 +37,7 @@ from upsr_jax.train.checkpoints import (
     save,
     tell_last,
 )
-from upsr_jax.train.config import check_config, check_training, eval_settings
+from upsr_jax.train.config import check_config, check_training, validation_settings
 from upsr_jax.train.describe import describe_run, log_setup, speed_limits
 from upsr_jax.train.meter import Meter
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
@@ -107,7 +109,11 @@ def train_and_evaluate(
         learning_rate = create_schedule(**config.schedule)
         optimizer = create_optimizer(learning_rate, **config.optimizer)
         frozen = load_frozen(config, mesh)
-        checkpoints = resources.enter_context(open_checkpoints(workdir, config))
+        gather_fn = make_gather_fn(mesh)
+        evaluators, higher = ({}, {})
+        if settings.eval_every:
+            evaluators, higher = create_evaluators(config, gather_fn)
+        checkpoints = resources.enter_context(open_checkpoints(workdir, config, higher))
         if found:
             shapes = abstract_state(config, optimizer, mesh)
             state = restore(workdir, found, config, shapes, frozen)
@@ -117,8 +123,6 @@ def train_and_evaluate(
         del found  # whose arrays take the host's memory
         if is_main:
             log_setup(config, mesh, state.params)
-        gather_fn = make_gather_fn(mesh)
-        evaluator = create_evaluator(config, gather_fn) if settings.eval_every else None
         meter = Meter(config.data.batch_size, *speed_limits(config, state.params, frozen), skipped)
         loss_fn = make_loss_fn(config, settings.remat)
         train_step = jax.jit(
@@ -133,7 +137,7 @@ def train_and_evaluate(
         batches = resources.enter_context(
             closing(train_batches(config.data, config.degradation, config.seed, first, *process))
         )
-        writer = resources.enter_context(closing(Writer(workdir, first, enabled=is_main)))
+        writer = resources.enter_context(closing(Writer(workdir, first, is_main, config)))
         progress = resources.enter_context(
             tqdm(total=settings.steps, initial=first, unit="step", disable=not is_main)
         )
@@ -144,10 +148,13 @@ def train_and_evaluate(
         def is_due(every: int) -> bool:
             return every > 0 and (done % every == 0 or done == settings.steps)
 
-        if evaluator and not evaluated and is_due(settings.eval_every) and not stop:
-            # The run was stopped before this.
+        def evaluate() -> dict[str, float] | None:
+            with_pyiqa = is_due(settings.eval_every * settings.pyiqa_every)
             params = model_params(config, state.ema_params, frozen)
-            stop = write_evaluation(evaluator, params, signals, done, writer) is None
+            return write_evaluation(evaluators, params, signals, done, writer, with_pyiqa)
+
+        if evaluators and not evaluated and is_due(settings.eval_every) and not stop:
+            stop = evaluate() is None  # the run was stopped before this
         while done < settings.steps and not stop:
             with meter.waiting():
                 batch = next(batches)
@@ -187,9 +194,8 @@ def train_and_evaluate(
                 progress.set_postfix_str(f"loss {loss:.4f}, {speed:.1f} images/s")
             with meter.paused():
                 metrics = {}
-                if evaluator and evaluate_due and not stop:  # who ends a run early won't wait
-                    params = model_params(config, state.ema_params, frozen)
-                    metrics = write_evaluation(evaluator, params, signals, done, writer)
+                if evaluators and evaluate_due and not stop:  # who ends a run early won't wait
+                    metrics = evaluate()
                     stop = metrics is None
                 ends = stop or done == settings.steps
                 # While steps are skipped, nothing new would push good ones out.
@@ -237,23 +243,53 @@ def is_finished(workdir: Path) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(finished))
 
 
-def create_evaluator(config: ConfigDict, gather_fn: Callable[[Any], Any]) -> Evaluator:
-    """Create what evaluates during training, as config.eval says."""
-    return Evaluator(ModelConfig.of(config), eval_settings(config), gather_fn)
+def create_evaluators(
+    config: ConfigDict, gather_fn: Callable[[Any], Any]
+) -> tuple[dict[str, Evaluator], dict[str, bool]]:
+    """Create what evaluates during training, by the names of config.eval.sets, "" without any.
+
+    Returns them, and whether higher is better of the metrics of pyiqa among theirs. Raises as
+    `make_host_metrics` does.
+    """
+    sets = validation_settings(config)
+    pyiqa = make_host_metrics(dict.fromkeys(name for each in sets.values() for name in each.pyiqa))
+    evaluators = {
+        name: Evaluator(
+            ModelConfig.of(config),
+            each,
+            gather_fn,
+            {PYIQA + metric: pyiqa[PYIQA + metric][0] for metric in each.pyiqa},
+        )
+        for name, each in sets.items()
+    }
+    return evaluators, {key: higher for key, (_, higher) in pyiqa.items()}
 
 
 def write_evaluation(
-    evaluator: Evaluator, params: Any, signals: list[int], step: int, writer: Writer
+    evaluators: Mapping[str, Evaluator],
+    params: Any,
+    signals: list[int],
+    step: int,
+    writer: Writer,
+    with_pyiqa: bool,
 ) -> dict[str, float] | None:
-    """Evaluate params, write and return the means; None if a process wishes to stop instead."""
-    report = evaluator(params, partial(wished_anywhere, signals))
-    if report is None:
-        return None
-    writer.scalars(step, "eval", report.means)
-    writer.picture(step, "eval", report.picture)
+    """Evaluate params on every set, write and return the means as "SET/METRIC", or as "METRIC".
+
+    None if a process wishes to stop instead.
+    """
+    reports = {}
+    for name, evaluator in evaluators.items():
+        reports[name] = evaluator(params, partial(wished_anywhere, signals), with_pyiqa)
+        if reports[name] is None:
+            return None
+    means = {}
+    for name, report in reports.items():
+        means |= {f"{name}/{key}".lstrip("/"): value for key, value in report.means.items()}
+        writer.scalars(step, name or "eval", report.means)
+        writer.picture(step, name or "eval", report.picture)
     if writer.enabled:
-        tqdm.write(f"step {step}: {json.dumps(report.means)}")
-    return report.means
+        tqdm.write(f"step {step}: {json.dumps(means)}")
+    return means
 
 
 @contextmanager
