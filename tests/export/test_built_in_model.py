@@ -234,7 +234,9 @@ def test_a_turned_photo_is_upright_and_a_hidden_part_stays_hidden(page, upscaler
     assert expected.shape == (240, 160, 3)
     assert differ(upscale(page, turned)[..., :3], expected)[1] < 0.5
 
-    cat.putalpha(Image.fromarray(np.repeat(np.uint8([0, 255]), 20)[:, None].repeat(60, axis=1)))
+    cat.putalpha(
+        Image.fromarray(np.repeat(np.array([0, 255], np.uint8), 20)[:, None].repeat(60, axis=1))
+    )
     cat.save(hidden)
     expected, result = upscaler(hidden), upscale(page, hidden)
     assert differ(result[..., 3], expected[..., 3])[1] < 2

@@ -1,4 +1,4 @@
-// The noise that the command draws by NumPy for seed 0, `noise_window` of upsr_jax/upscale/tiles.py:
+// The noise that the command draws by NumPy for seed 0, noise_window in upsr_jax/upscale/tiles.py:
 // random bits by Philox 4x64-10 (Salmon et al., 2011), made normal by the ziggurat of Marsaglia and
 // Tsang (2000) in single precision.
 

@@ -31,7 +31,10 @@ async function load(runtime) {
   ort.env.wasm.wasmPaths = { mjs: `${module}.js`, wasm: `${module}.wasm` };
   ort.env.wasm.numThreads = threads;
   ort.env.logLevel = "error";
-  const session = await ort.InferenceSession.create(weights, { executionProviders: [runtime], logSeverityLevel: 3 });
+  const session = await ort.InferenceSession.create(weights, {
+    executionProviders: [runtime],
+    logSeverityLevel: 3, // errors alone
+  });
   const ofCpu = `${threads} ${threads > 1 ? "threads" : "thread"}`;
   const on = runtime === "webgpu" ? "the graphics card" : ofCpu;
   self.postMessage({ loaded: on, model: settings.model, license: settings.license });
