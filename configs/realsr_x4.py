@@ -88,6 +88,7 @@ def get_config() -> ConfigDict:
             pretrained=dict(  # model folders to start from
                 estimator="",
                 denoiser="",
+                teacher="",  # of several steps, for `sampler.method` "one_step"; see `distil_x4`
                 strict=True,  # False: of the network that learns, whatever arrays fit are taken
             ),
             loss=dict(
@@ -97,6 +98,7 @@ def get_config() -> ConfigDict:
                 lpips_dtype="float32",
                 lpips_jitter=False,  # moves both images of LPIPS by 0 or 1 pixel along each axis
                 released_lpips_range=False,
+                consistency_weight=0.0,  # of both ways of a teacher's map, see `distil_x4`
             ),
             schedule=dict(
                 learning_rate=1e-4,
