@@ -143,6 +143,8 @@ def cases(config: ConfigDict) -> Iterator[tuple[str, Callable[[], Any], bool]]:
             found = params()
             state = create_state(found.pop(config.network), optimizer)
             frozen = found | ({"lpips": load_lpips_vgg()} if lpips_weight else {})
+            if config.pretrained.teacher:
+                frozen["teacher"] = params()["denoiser"]
             step = make_train_step(
                 make_loss_fn(config, config.train.remat),
                 optimizer,
