@@ -65,9 +65,9 @@ def get_config() -> ConfigDict:
                 estimate="network",  # or "bicubic", which needs no estimator
                 condition="estimate",  # or "bicubic", in place of the estimate
             ),
-            # Fewer steps than the diffusion's keep its last; "released": as the released code does,
-            # which starts sampling at an earlier one.
-            sampler=dict(method="ddim", steps=5, spacing="last"),
+            # Fewer steps than the diffusion's are those that the released code keeps; or "last", to
+            # keep the last, from which training had sampling start.
+            sampler=dict(method="ddim", steps=5, spacing="released"),
             degradation=real_esrgan(),
             data=dict(
                 # Folders of photographs, searched throughout, or of packed ones
