@@ -65,9 +65,9 @@ def get_config() -> ConfigDict:
                 estimate="network",  # or "bicubic", which needs no estimator
                 condition="estimate",  # or "bicubic", in place of the estimate
             ),
-            # Fewer steps than the diffusion's keep its last; "released": as the released code does,
-            # which starts sampling at an earlier one.
-            sampler=dict(method="ddim", steps=5, spacing="last"),
+            # Fewer steps than the diffusion's are those that the released code keeps; or "last", to
+            # keep the last, from which training had sampling start.
+            sampler=dict(method="ddim", steps=5, spacing="released"),
             degradation=real_esrgan(),
             data=dict(
                 # Folders of photographs, searched throughout, or of packed ones
@@ -88,6 +88,7 @@ def get_config() -> ConfigDict:
             pretrained=dict(  # model folders to start from
                 estimator="",
                 denoiser="",
+                teacher="",  # of several steps, for `sampler.method` "one_step"; see `distil_x4`
                 strict=True,  # False: of the network that learns, whatever arrays fit are taken
             ),
             loss=dict(
@@ -97,6 +98,7 @@ def get_config() -> ConfigDict:
                 lpips_dtype="float32",
                 lpips_jitter=False,  # moves both images of LPIPS by 0 or 1 pixel along each axis
                 released_lpips_range=False,
+                consistency_weight=0.0,  # of both ways of a teacher's map, see `distil_x4`
             ),
             schedule=dict(
                 learning_rate=1e-4,

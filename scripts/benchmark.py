@@ -145,6 +145,8 @@ def cases(
             state = create_state(found.pop(config.network), optimizer)
             if lpips_weight:
                 found["lpips"] = jax.jit(LPIPS().init)(key, hr, hr)["params"]
+            if config.pretrained.teacher:
+                found["teacher"] = params()["denoiser"]
             step = make_train_step(
                 make_loss_fn(config, config.train.remat),
                 optimizer,

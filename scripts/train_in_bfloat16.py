@@ -139,6 +139,7 @@ def check(config: ConfigDict, remat: str) -> None:
         "prior.condition": (config.prior.condition, "estimate"),
         "loss.released_lpips_range": (config.loss.released_lpips_range, False),
         "dtype": (config.dtype, "float32"),
+        "pretrained.teacher": (config.pretrained.teacher, ""),
         "train.remat": (remat, "none"),
     }
     for name, (value, needed) in wanted.items():

@@ -18,8 +18,8 @@ SCHEDULES = {
     "realsr_x4": RELEASED,
     "steps15": FIFTEEN,
     "steps4_p03": Schedule.create(steps=4, kappa=2.0, power=0.3, min_noise_level=0.04),
-    "respaced": diffusion.respace(FIFTEEN, 5, "released"),
-    "respaced_last": diffusion.respace(FIFTEEN, 5),
+    "respaced": diffusion.respace(FIFTEEN, 5),
+    "respaced_last": diffusion.respace(FIFTEEN, 5, "last"),
 }
 
 
@@ -178,19 +178,22 @@ def test_impossible_numbers_of_steps_are_named():
         diffusion.respace(RELEASED, 3, "first")
 
 
-def test_fewer_steps_start_where_training_did():
-    kept = [diffusion.respace(RELEASED, steps).timesteps.tolist() for steps in range(1, 6)]
+def test_fewer_steps_can_start_where_training_did():
+    kept = [diffusion.respace(RELEASED, steps, "last").timesteps.tolist() for steps in range(1, 6)]
     assert kept == [[4], [0, 4], [0, 2, 4], [0, 1, 3, 4], [0, 1, 2, 3, 4]]
     y, weight, noise = random_images(3)
     for steps in range(1, 6):
-        few = diffusion.respace(RELEASED, steps)
+        few = diffusion.respace(RELEASED, steps, "last")
         np.testing.assert_array_equal(
             diffusion.prior_sample(few, y, weight, noise),
             diffusion.prior_sample(RELEASED, y, weight, noise),
         )
-    released = diffusion.respace(RELEASED, 3, "released")  # int(T / S i), without the last
-    assert released.timesteps.tolist() == [0, 1, 3]
-    assert released.etas[-1] == pytest.approx(0.667, abs=1e-3)
+
+
+def test_fewer_steps_are_those_of_the_released_code_but_for_one_alone():
+    kept = [diffusion.respace(RELEASED, steps).timesteps.tolist() for steps in range(1, 6)]
+    assert kept == [[4], [0, 2], [0, 1, 3], [0, 1, 2, 3], [0, 1, 2, 3, 4]]  # int(T / S i)
+    assert diffusion.respace(RELEASED, 3).etas[-1] == pytest.approx(0.667, abs=1e-3)
 
 
 def test_as_many_steps_as_trained_are_the_same_in_any_spacing():

@@ -93,7 +93,7 @@ def test_the_network_sees_original_timesteps(method, calls):
         jax.debug.callback(lambda t: seen.append(t.tolist()), t, ordered=True)
         return linear_denoise(x, t, condition)
 
-    schedule = respace(Schedule.create(steps=15), 5)
+    schedule = respace(Schedule.create(steps=15), 5, "last")
     sample(schedule, denoise_fn, create_prior(), create_noise(), method)
     jax.effects_barrier()
     assert seen == [[t, t] for t in calls]

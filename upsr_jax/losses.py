@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from upsr_jax.diffusion import Schedule, q_sample, scale_input
+from upsr_jax.diffusion import Schedule, prior_sample, q_sample, scale_input
 from upsr_jax.ops import pixel_unshuffle
 from upsr_jax.prior import Prior
 
@@ -42,6 +42,61 @@ def diffusion_loss(
     predicted = denoise_fn(scale_input(schedule, x_t, t), timesteps, prior.condition)
     mse = jnp.mean((predicted - hr) ** 2, axis=(1, 2, 3))
     return _with_lpips({"mse": mse}, mse, lpips_fn, predicted, hr, lpips_weight)
+
+
+def distillation_loss(
+    schedule: Schedule,
+    denoise_fn: Callable[..., Image],
+    lpips_fn: LpipsFn,
+    prior: Prior,
+    hr: Image,
+    target: Image,
+    noise: Image,
+    lpips_weight: float,
+    consistency_weight: float,
+) -> Loss:
+    """Measure how well one step gives what a teacher gives in several (SinSR, arXiv 2311.14760).
+
+    `target` is the teacher's picture F(x_T, y) of the state x_T that `noise` decides, by DDIM over
+    all steps of `schedule` (Eq. 5; `sampler.sample`). With f the network that learns, y its
+    condition and distances mean squared errors, the terms are:
+
+    - "distil", from f(x_T, y, T) to F(x_T, y) (Eq. 6);
+    - `consistency_weight` times "inverse", from f(F(x_T, y), y, 0) to x_T (Eq. 7): the network
+      learns the way back, too;
+    - `consistency_weight` times "truth", from f(f(x_0, y, 0), y, T) to the ground truth x_0,
+      without a gradient of the inner f (Eq. 8);
+    - `lpips_weight` times LPIPS of the clipped f(x_T, y, T) to the ground truth, which a teacher
+      misses (residual-shifting distillation, arXiv 2503.13358, Sec. 3.4 and Eq. 13).
+
+    UPSR's x_T = y_bic + kappa sqrt(eta_T) w_u noise has another deviation at each pixel, which y
+    tells. It is predicted as the network sees it, scaled to about unit variance, or a large kappa
+    would let the way back outweigh all else. The 0 of the way back is the first of the schedule's
+    timesteps, at which a network of one step is never asked otherwise.
+
+    Returns:
+      The mean loss, and the terms of every image.
+    """
+    last = len(schedule.timesteps) - 1
+
+    def predict(scaled: Array, t: int) -> Array:
+        timesteps = jnp.broadcast_to(jnp.asarray(schedule.timesteps)[t], hr.shape[:1])
+        return denoise_fn(pixel_unshuffle(scaled), timesteps, prior.condition)
+
+    def error(image: Array, reference: Array) -> Array:
+        return jnp.mean((image - reference) ** 2, axis=(1, 2, 3))
+
+    state = prior_sample(schedule, prior.bicubic, prior.noise_weight, noise)
+    state = scale_input(schedule, state, last)
+    predicted = predict(state, last)
+    loss = error(predicted, target)
+    terms = {"distil": loss}
+    if consistency_weight:
+        terms["inverse"] = error(predict(scale_input(schedule, target, 0), 0), state)
+        inverted = jax.lax.stop_gradient(predict(scale_input(schedule, hr, 0), 0))
+        terms["truth"] = error(predict(inverted, last), hr)
+        loss += consistency_weight * (terms["inverse"] + terms["truth"])
+    return _with_lpips(terms, loss, lpips_fn, predicted, hr, lpips_weight)
 
 
 def estimator_loss(

@@ -337,7 +337,7 @@ def test_sampling_options_reach_the_sampler(config, tmp_path, monkeypatch):
     protocol = evaluate_folders(*folders, sampling=sampling)["protocol"]
     assert seen == dataclasses.asdict(sampling)
     assert (protocol["sampler"], protocol["steps"]) == ("ancestral", 2)
-    assert protocol["spacing"] == "last"
+    assert protocol["spacing"] == "released"
     assert (protocol["min_noise"], protocol["fidelity"]) == (0.5, 0.25)
 
 

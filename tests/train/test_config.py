@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from jax.sharding import AbstractMesh
 
-from configs import lite_x4, realsr_x4, validated_x4
+from configs import distil_x4, lite_x4, realsr_x4, validated_x4
 from upsr_jax.train.config import KEYS, check_config, check_training
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +100,23 @@ def test_a_value_where_a_block_belongs_is_refused():
 )
 def test_values_that_can_not_be_are_refused(name, value, message):
     config = realsr_x4.get_config()
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(ValueError, match=message):
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("network", "estimator", r"a denoiser learns .*: set config\.network to denoiser"),
+        ("sampler.method", "ddim", r"config\.sampler\.method to one_step, or no teacher"),
+        ("pretrained.teacher", "", "consistency_weight is 1.0, which is for a student and its"),
+        ("model.residual", True, r"as one with config\.model\.residual can't: set the weight to 0"),
+    ],
+)
+def test_a_teacher_goes_with_a_denoiser_of_one_step(name, value, message):
+    config = distil_x4.get_config()
+    check_config(config)
     config.update_from_flattened_dict({name: value})
     with pytest.raises(ValueError, match=message):
         check_config(config)

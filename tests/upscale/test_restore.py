@@ -142,7 +142,7 @@ def test_the_spacing_is_told_only_where_steps_are_left_out():
     assert CONFIG.sampling() == {"method": "ddim", "steps": 5}
     assert ONE_STEP.sampling() == {"method": "one_step", "steps": 5}
     fewer = with_sampling(CONFIG, Sampling(steps=3)).sampling()
-    assert fewer == {"method": "ddim", "steps": 3, "spacing": "last"}
+    assert fewer == {"method": "ddim", "steps": 3, "spacing": "released"}
 
 
 @pytest.mark.parametrize(("spacing", "kept"), [("last", [0, 2, 4]), ("released", [0, 1, 3])])

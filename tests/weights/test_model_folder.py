@@ -50,10 +50,10 @@ def test_model_comes_back(model):
     assert_holds(model, 0)
 
 
-def test_a_folder_from_before_steps_could_be_spaced_keeps_the_last(model):
+def test_a_folder_from_before_steps_could_be_spaced_is_spaced_as_released(model):
     config = json.loads((model / "config.json").read_text())
     assert "spacing" not in config["sampler"]  # nor in those of today, which do as usual
-    config["sampler"]["spacing"] = "last"
+    config["sampler"]["spacing"] = "released"
     replace_file(model, "config.json", json.dumps(config).encode())
     loaded, _ = load_model(model)
     assert loaded == CONFIG

@@ -34,7 +34,7 @@ KEYS = {
 # those that earlier versions read and write.
 USUAL = {
     "prior": {"estimate": "network", "condition": "estimate"},
-    "sampler": {"spacing": "last"},
+    "sampler": {"spacing": "released"},
 }
 # The bounds are far above all that was ever trained: what they keep out is a typing error or an
 # attack, which would take hours or all memory before anything else stops it.

@@ -60,6 +60,7 @@ ADDED = {
     "data.pool": 0,
     "degradation.simulated_jpeg": False,
     "loss.lpips_jitter": False,
+    "loss.consistency_weight": 0.0,
     "prior.estimate": "network",
     "prior.condition": "estimate",
     "optimizer.muon": False,
@@ -71,7 +72,7 @@ MOVED = {"degradation.use_sharp": "data.use_sharp"}  # keys that had another nam
 # The keys of a meta item, with what those that are too old to have them mean: unknown, or as if
 # done. Still older ones have no sum of their own.
 META = {
-    **{"config": None, "sums": None, "images": None},
+    **{"config": None, "sums": None, "images": None, "teacher": None},
     **{"evaluated": True, "skipped": 0, "history": []},
 }
 
@@ -171,6 +172,7 @@ def save(
     meta = {
         "config": config_as_json(config),
         "sums": _sum_arrays(_trees(items)),
+        "teacher": _sum_teacher(frozen),
         "images": list(images),
         "evaluated": bool(metrics),
         "skipped": skipped,
@@ -277,9 +279,14 @@ def restore(
 ) -> TrainState:
     """Restore a checkpoint, placed like `state`, a tree of shapes with shardings.
 
-    Raises ValueError if the frozen estimator is not the one that the run began with, or the state
-    is not that of this config and program.
+    Raises ValueError if the frozen estimator or teacher is not the one that the run began with, or
+    the state is not that of this config and program.
     """
+    if _sum_teacher(frozen) != found.meta["teacher"]:
+        raise ValueError(
+            f"config.pretrained.teacher = {config.pretrained.teacher!r} is not what this run began "
+            "with: name the same teacher, or none as before, or another --workdir"
+        )
     if "estimator" in frozen:
         stored = found.meta["sums"].items()
         stored = {name: total for name, total in stored if name.startswith("estimator")}
@@ -427,6 +434,13 @@ def _sum_arrays(trees: Mapping[str, Any]) -> dict[str, int]:
     arrays = _by_name(trees)
     sums = jax.jit(_sums, compiler_options=compiler_options(jax.default_backend()))
     return dict(zip(arrays, jax.device_get(sums(list(arrays.values()))).tolist(), strict=True))
+
+
+def _sum_teacher(frozen: Mapping[str, Any]) -> str | None:
+    """Sum up a teacher, which is in no checkpoint, in one text; None if there is none."""
+    if "teacher" not in frozen:
+        return None
+    return _sum_meta(_sum_arrays({"teacher": frozen["teacher"]}))
 
 
 def _sums(arrays: list[jax.Array]) -> jax.Array:

@@ -63,8 +63,11 @@ KEYS: dict[str, set[str]] = {
         *("folders", "weights", "pairs", "batch_size", "crop_size", "scale", "rotation"),
         *("use_sharp", "pool", "num_threads", "num_workers", "max_bad_fraction"),
     },
-    "pretrained": {"estimator", "denoiser", "strict"},
-    "loss": {"lpips_weight", "lpips_dtype", "lpips_jitter", "released_lpips_range"},
+    "pretrained": {"estimator", "denoiser", "teacher", "strict"},
+    "loss": {
+        *("lpips_weight", "lpips_dtype", "lpips_jitter", "released_lpips_range"),
+        "consistency_weight",
+    },
     "train": {
         *("steps", "microbatches", "remat", "ema_decay", "log_every", "checkpoint_every"),
         *("keep_checkpoints", "keep_every", "keep_best", "eval_every", "pyiqa_every"),
@@ -87,7 +90,7 @@ def check_config(config: ConfigDict) -> None:
     _check_values(flatten(config.to_dict()))
     create_schedule(**config.schedule)
     data = config.data
-    pretrained = config.pretrained.estimator, config.pretrained.denoiser
+    pretrained = [config.pretrained[key] for key in ("estimator", "denoiser", "teacher")]
     folders = *data.folders, *data.pairs, *pretrained, config.eval.model
     check_local(*(str(folder).removeprefix(TFDS) for folder in folders))
     for values in (config.eval, *_sets(config).values()):
@@ -246,6 +249,7 @@ RULES = {
     "data.max_bad_fraction": SHARE,
     "loss.lpips_weight": at_least(0),
     "loss.lpips_dtype": one_of("float32", "bfloat16", "float16"),
+    "loss.consistency_weight": at_least(0),
     "eval.max_images": at_least(1),
     "eval.pictures": at_least(1),
     "eval.per_device_batch": at_least(1),
@@ -336,6 +340,28 @@ def _check_values(values: dict[str, Any]) -> None:
         raise ValueError(
             f"config.data has scale {values['data.scale']} and rotation {values['data.rotation']}: "
             "they must be (1.0, 1.0) and 0.0 for pairs"
+        )
+    _check_teaching(values)
+
+
+def _check_teaching(values: dict[str, Any]) -> None:
+    """Raise ValueError where a teacher, or what it is needed for, doesn't go with the rest."""
+    weight, teacher = values["loss.consistency_weight"], values["pretrained.teacher"]
+    if teacher and (values["network"], values["sampler.method"]) != ("denoiser", "one_step"):
+        raise ValueError(
+            f"config.pretrained.teacher is {teacher}, from which a denoiser learns to restore in "
+            "one step: set config.network to denoiser and config.sampler.method to one_step, or no "
+            "teacher"
+        )
+    if weight and not teacher:
+        raise ValueError(
+            f"config.loss.consistency_weight is {weight}, which is for a student and its teacher: "
+            "set config.pretrained.teacher to a model folder, or the weight to 0.0"
+        )
+    if weight and values["model.residual"]:
+        raise ValueError(
+            f"config.loss.consistency_weight is {weight}, which has the network predict noise, as "
+            "one with config.model.residual can't: set the weight to 0.0"
         )
 
 

@@ -52,10 +52,11 @@ def log_setup(config: ConfigDict, mesh: Mesh, params: Any) -> None:
 def speed_limits(config: ConfigDict, params: Any, frozen: Any) -> tuple[float | None, float | None]:
     """Count the FLOPs of one step, nothing computed twice, and those all devices do in a second.
 
-    Both are None where the peak of the devices is not known.
+    Both are None where the peak of the devices is not known, or a teacher takes steps in a loop, of
+    which XLA counts only one.
     """
     peak = environment.peak_flops(jax.devices()[0].device_kind, config.dtype)
-    if peak is None:
+    if peak is None or config.pretrained.teacher:
         return None, None
     return count_flops(config, params, frozen), peak * jax.device_count()
 

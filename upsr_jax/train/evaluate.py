@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 from upsr_jax.data.test_sets import find_entries
 from upsr_jax.evaluation.run import evaluate_set
 from upsr_jax.files.find import check_local
-from upsr_jax.models.config import USUAL, ModelConfig
+from upsr_jax.models.config import ModelConfig
 from upsr_jax.train.checkpoints import read_checkpoint
 from upsr_jax.train.config import check_config, eval_settings
-from upsr_jax.weights.model_folder import check_same, load_model, take_networks
+from upsr_jax.weights.model_folder import check_same_diffusion, load_model, take_networks
 
 
 def evaluate(
@@ -46,18 +46,11 @@ def load_params(config: ModelConfig, model: str, workdir: Path) -> dict[str, Any
         name, stored, params = workdir, last.config, last.model
     params = take_networks(name, stored, params, config, config.parts)
     if config.network == "denoiser":
-        check_same(name, stored, config, "diffusion")
+        check_same_diffusion(name, stored, config)
         method = config.sampler["method"]
         if stored.sampler["method"] == "one_step" != method:
             raise ValueError(
                 f"{name} was trained to restore in one step and has not learned {method}: set "
                 "config.sampler.method to one_step"
             )
-        before, now = (USUAL["prior"] | one.prior for one in (stored, config))
-        for key in ("un", "estimate", "condition"):  # min_noise is free
-            if before[key] != now[key]:
-                raise ValueError(
-                    f"{name} was trained with config.prior.{key} = {before[key]}, not {now[key]}: "
-                    "set it so"
-                )
     return params

@@ -16,7 +16,12 @@ from upsr_jax.cluster.compiler import compiler_options
 from upsr_jax.models.build import init_denoiser, init_estimator
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.train.sharding import put, replicated, split_state
-from upsr_jax.weights.model_folder import load_model, load_networks
+from upsr_jax.weights.model_folder import (
+    check_same_diffusion,
+    load_model,
+    load_networks,
+    take_networks,
+)
 from upsr_jax.weights.published import load_lpips_vgg
 
 logger = logging.getLogger(__name__)
@@ -55,6 +60,8 @@ def load_frozen(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
         frozen["lpips"] = load_lpips_vgg()
     if config.network == "denoiser" and config.prior.estimate == "network":
         frozen["estimator"] = load_part(config, "estimator")
+    if config.pretrained.teacher:
+        frozen["teacher"] = load_teacher(config)
     return put(frozen, jax.tree.map(lambda _: replicated(mesh), frozen))
 
 
@@ -63,13 +70,35 @@ def load_part(config: ConfigDict, part: str) -> Any:
 
     Raises ValueError if none is named, or if its network is missing or another than the config's.
     """
-    folder = config.pretrained[part]
+    folder = folder_of(config, part)
     if not folder:
         raise ValueError(
             f"training the denoiser needs a trained {part}: set config.pretrained.{part} to a "
             "model folder, trained with configs/estimator_x4.py or converted with `upsr convert`"
         )
     return load_networks(folder, ModelConfig.of(config), [part])[part]
+
+
+def folder_of(config: ConfigDict, part: str) -> str:
+    """Name the model folder a network is from: that of a teacher, if there is none of its own."""
+    return config.pretrained[part] or config.pretrained.teacher
+
+
+def load_teacher(config: ConfigDict) -> Any:
+    """Load the denoiser, of several steps, of the model folder config.pretrained.teacher.
+
+    Raises ValueError if it is missing, another than the config's or of one step.
+    """
+    folder, wanted = config.pretrained.teacher, ModelConfig.of(config)
+    stored, params = load_model(folder)
+    params = take_networks(folder, stored, params, wanted, ["denoiser"])
+    check_same_diffusion(folder, stored, wanted)
+    if stored.sampler["method"] == "one_step":
+        raise ValueError(
+            f"{folder} restores in one step already: set config.pretrained.teacher to a model of "
+            "several steps"
+        )
+    return params["denoiser"]
 
 
 def create_sharded_state(
@@ -83,7 +112,7 @@ def create_sharded_state(
     shapes = abstract_state(config, optimizer, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     options = compiler_options(jax.default_backend())
-    folder, strict = config.pretrained[config.network], config.pretrained.strict
+    folder, strict = folder_of(config, config.network), config.pretrained.strict
     if folder and strict:
         params = put(load_part(config, config.network), shardings.params)
     else:

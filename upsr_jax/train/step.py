@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from upsr_jax.diffusion import Schedule
-from upsr_jax.losses import diffusion_loss, draw_moves, estimator_loss, move
+from upsr_jax.losses import diffusion_loss, distillation_loss, draw_moves, estimator_loss, move
 from upsr_jax.models.build import apply, create_denoiser, create_estimator
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.models.lpips import LPIPS
-from upsr_jax.prior import make_prior
+from upsr_jax.prior import Prior, make_prior
+from upsr_jax.sampler import sample
 from upsr_jax.train.sharding import replicated, split_state
 from upsr_jax.train.state import TrainState, apply_gradients
 
@@ -25,7 +26,8 @@ LossFn = Callable[[Any, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, 
 def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
     """Build `(params, frozen, batch, keys) -> (loss, terms)` of the network that is trained.
 
-    `frozen` holds the weights that don't learn: "lpips", and "estimator" beside the denoiser.
+    `frozen` holds the weights that don't learn: "lpips", "estimator" beside the denoiser, and
+    "teacher", a denoiser whose way through all steps the one that learns is to take in one.
     `keys` [b] are random keys, one for each image. The terms are means over the batch, as
     `Meter.add` takes them. `remat` tells what the backward pass computes again (`SwinUNet`).
     """
@@ -66,22 +68,44 @@ def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
     # A one-step model is never asked for another step than the last.
     first_step = steps - 1 if config.sampler.method == "one_step" else 0
 
-    def loss_of_denoiser(params, frozen, batch, keys):
-        prior = make_prior(
-            lambda image: apply(estimator, frozen["estimator"], image),
-            batch["lr"],
-            **config.prior,
+    def prior_of(frozen: Any, lr: jax.Array) -> Prior:
+        estimate_fn = partial(apply, estimator, frozen.get("estimator"))
+        return make_prior(estimate_fn, lr, **config.prior)
+
+    def draw_noise(keys: jax.Array, hr: jax.Array) -> jax.Array:
+        return jax.vmap(lambda key: jax.random.normal(key, hr.shape[1:]))(keys)
+
+    def loss_of_student(params, frozen, batch, keys):
+        prior, hr = prior_of(frozen, batch["lr"]), batch["hr"]
+        noise = draw_noise(keys, hr)
+        teacher_fn = partial(apply, denoiser, frozen["teacher"])
+        loss, terms = distillation_loss(
+            schedule,
+            partial(apply, denoiser, params),
+            lpips_of(frozen, keys),
+            prior,
+            hr,
+            target=sample(schedule, teacher_fn, prior, noise),
+            noise=noise,
+            lpips_weight=weight,
+            consistency_weight=config.loss.consistency_weight,
         )
-        hr = batch["hr"]
+        return loss, {"loss": loss} | jax.tree.map(jnp.mean, terms)
+
+    if config.pretrained.teacher:
+        return loss_of_student
+
+    def loss_of_denoiser(params, frozen, batch, keys):
+        prior, hr = prior_of(frozen, batch["lr"]), batch["hr"]
         key_t, key_noise = jax.vmap(jax.random.split, out_axes=1)(keys)
         t = jax.vmap(lambda key: jax.random.randint(key, (), first_step, steps))(key_t)
         loss, terms = diffusion_loss(
             schedule,
-            lambda x_t, t, condition: apply(denoiser, params, x_t, t, condition),
+            partial(apply, denoiser, params),
             lpips_of(frozen, keys),
             prior,
             hr,
-            noise=jax.vmap(lambda key: jax.random.normal(key, hr.shape[1:]))(key_noise),
+            noise=draw_noise(key_noise, hr),
             t=t,
             lpips_weight=weight,
         )

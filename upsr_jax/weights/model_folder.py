@@ -25,7 +25,7 @@ from upsr_jax.files.whole import (
     write_whole,
 )
 from upsr_jax.models.build import CONFIG_BLOCKS, check_params
-from upsr_jax.models.config import ModelConfig
+from upsr_jax.models.config import USUAL, ModelConfig
 
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "sha256"
 # What may lie beside them, without a sum: a page for a hub, and where a hub's model is from.
@@ -148,3 +148,15 @@ def check_same(name: str | Path, stored: ModelConfig, config: ModelConfig, block
     ]
     if differences:
         raise ValueError(f"{name} has another config.{block}: {', '.join(differences)}")
+
+
+def check_same_diffusion(name: str | Path, stored: ModelConfig, config: ModelConfig) -> None:
+    """Raise ValueError where `name` was trained for another diffusion than the config's."""
+    check_same(name, stored, config, "diffusion")
+    before, now = (USUAL["prior"] | one.prior for one in (stored, config))
+    for key in ("un", "estimate", "condition"):  # min_noise is free
+        if before[key] != now[key]:
+            raise ValueError(
+                f"{name} was trained with config.prior.{key} = {before[key]}, not {now[key]}: "
+                "set it so"
+            )
