@@ -31,6 +31,7 @@ from ml_collections import ConfigDict, config_flags
 
 from upsr_jax.cluster.compiler import compiler_options, use_safe_compiler
 from upsr_jax.data.degradation.host import degrade
+from upsr_jax.data.degradation.poisson import packed_tables
 from upsr_jax.files.config_files import define_config_flag
 from upsr_jax.files.whole import write_json
 from upsr_jax.models.build import (
@@ -165,7 +166,8 @@ def cases(config: ConfigDict) -> Iterator[tuple[str, Callable[[], Any], bool]]:
         side = config.data.crop_size
         crops = jax.random.randint(key, (batch, side, side, 3), 0, 256).astype(jnp.uint8)
         place = jnp.stack([jnp.zeros(batch, int), jnp.arange(batch)], axis=1)
-        return make_degrade_fn(config, create_mesh(-1, 1)), ({"hr": crops, "place": place},)
+        rows = {"hr": crops, "place": place}
+        return make_degrade_fn(config, create_mesh(-1, 1)), (jnp.asarray(packed_tables()), rows)
 
     def photo() -> Callable[[], Any]:
         noise = np.random.default_rng(0).integers(0, 256, (PHOTO // 8, PHOTO // 8, 3), np.uint8)

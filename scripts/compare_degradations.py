@@ -24,7 +24,7 @@ from upsr_jax.data.examples import random_crop_and_flip
 from upsr_jax.data.sources import open_source
 from upsr_jax.files.config_files import define_config_flag
 from upsr_jax.train.config import check_config
-from upsr_jax.train.degradation import make_degrade_fn
+from upsr_jax.train.degradation import create_degrade
 from upsr_jax.train.sharding import create_mesh, to_global
 
 CONFIG = define_config_flag()
@@ -58,7 +58,7 @@ def degrade_on_device(config: ConfigDict, count: int) -> tuple[Images, Images]:
     """Return other crops and what training with `data.degrade_on` = "device" makes of them."""
     hr = random_crops(1, count, config.data.crop_size)
     mesh = create_mesh(-1, 1)
-    degrade_fn = make_degrade_fn(config, mesh)
+    degrade_fn = create_degrade(config, mesh)
     lr = []
     for start in range(0, count, BATCH):
         rows = np.arange(start, start + BATCH)

@@ -199,7 +199,7 @@ def test_what_a_batch_shares_is_drawn_from_the_shared_keys(config, counts):
     settings["first"]["jpeg_quality"] = settings["final"]["jpeg_quality"] = (99, 99)
     settings["final"]["sinc"]["prob"] = 0.0
     settings.pop("simulated_jpeg")
-    degrade = jax.jit(partial(device.degrade_batch, counts, **settings, at_once=2))
+    degrade = jax.jit(partial(device.degrade_batch, counts, **settings, at_once=3))
     hr = jnp.asarray(np.stack(4 * [BYTES[0, :64, :64]]))
     lr = np.asarray(degrade(KEYS[:4], KEYS[jnp.array([0, 0, 1, 1])], hr)).astype(int)
     alike = [np.abs(lr[i] - lr[i + 1]).mean() for i in (0, 2)]

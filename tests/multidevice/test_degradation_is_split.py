@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from small import get_config
-from upsr_jax.train.degradation import make_degrade_fn
+from upsr_jax.train.degradation import create_degrade
 from upsr_jax.train.sharding import BATCH_AXES, to_global
 
 config = get_config()
@@ -19,7 +19,7 @@ place = np.stack([np.arange(8) // 5 + 3, np.arange(8)], axis=1).astype(np.int32)
 results = []
 for shape in ((1, 1), (2, 1), (2, 4)):
     mesh = Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), BATCH_AXES)
-    degrade_fn = make_degrade_fn(config, mesh)
+    degrade_fn = create_degrade(config, mesh)
     batch = to_global({"hr": hr, "place": place, "stop": np.zeros(8, bool)}, mesh)
     with jax.transfer_guard("disallow"):
         degraded = degrade_fn(batch)

@@ -21,11 +21,20 @@ BATCH = 2**32 - 1  # no row's
 AT_ONCE = 16  # crops that keep a GPU busy, in less than a gigabyte for those of 256 pixels
 
 
-def make_degrade_fn(config: ConfigDict, mesh: Mesh) -> Callable[[Batch], Batch]:
-    """Build what makes "lr", and signed images of "hr", of the batches of `pipeline.train_batches`.
+def create_degrade(config: ConfigDict, mesh: Mesh) -> Callable[[Batch], Batch]:
+    """Compile `make_degrade_fn`, on first use, and put the tables that it reads on the devices."""
+    options = compiler_options(jax.default_backend())
+    jitted = jax.jit(make_degrade_fn(config, mesh), compiler_options=options)
+    return partial(jitted, put(packed_tables(), replicated(mesh)))
 
-    An image's draws depend on (seed, step, row) alone, and each device degrades the rows that it
-    has. With `data.pool` images of a step have in common what `degrade_batch` draws so.
+
+def make_degrade_fn(config: ConfigDict, mesh: Mesh) -> Callable[[jax.Array, Batch], Batch]:
+    """Build what degrades the batches that `pipeline.train_batches` makes for a device.
+
+    `(counts, batch) -> batch`: "hr" become signed images, and with "place" they give "lr"; all else
+    stays. `counts` is `poisson.packed_tables()`. An image's draws depend on (seed, step, row)
+    alone, and each device degrades the rows that it has. With `data.pool` images of a step have in
+    common what `degrade_batch` draws so.
     """
     data, settings = config.data, config.degradation.to_dict()
     on_cpus = jax.default_backend() == "cpu"
@@ -46,15 +55,11 @@ def make_degrade_fn(config: ConfigDict, mesh: Mesh) -> Callable[[Batch], Batch]:
     # Not left to the partitioner, which gathers what goes into an FFT on all devices.
     rows = PartitionSpec(BATCH_AXES)
     in_specs = (PartitionSpec(), rows, rows)
-    jitted = jax.jit(
-        jax.shard_map(degrade_rows, mesh=mesh, in_specs=in_specs, out_specs=rows),
-        compiler_options=compiler_options(jax.default_backend()),
-    )
-    counts = put(packed_tables(), replicated(mesh))
+    sharded = jax.shard_map(degrade_rows, mesh=mesh, in_specs=in_specs, out_specs=rows)
 
-    def degrade(batch: Batch) -> Batch:
+    def degrade(counts: jax.Array, batch: Batch) -> Batch:
         kept = {key: value for key, value in batch.items() if key not in ("hr", "place")}
-        return kept | jitted(counts, batch["hr"], batch["place"])
+        return kept | sharded(counts, batch["hr"], batch["place"])
 
     return degrade
 

@@ -36,7 +36,7 @@ from upsr_jax.train.checkpoints import (
     tell_last,
 )
 from upsr_jax.train.config import check_config, check_training, eval_settings
-from upsr_jax.train.degradation import make_degrade_fn
+from upsr_jax.train.degradation import create_degrade
 from upsr_jax.train.describe import describe_run, log_setup, speed_limits
 from upsr_jax.train.meter import Meter
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
@@ -130,7 +130,7 @@ def train_and_evaluate(
             donate_argnums=0,
             compiler_options=compiler_options(jax.default_backend()),
         )
-        degrade_fn = make_degrade_fn(config, mesh) if config.data.degrade_on == "device" else None
+        degrade_fn = create_degrade(config, mesh) if config.data.degrade_on == "device" else None
         done = first = int(state.step)
         batches = resources.enter_context(
             closing(train_batches(config.data, config.degradation, config.seed, first, *process))

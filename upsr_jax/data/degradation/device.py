@@ -9,7 +9,7 @@ keys, of an image and of what images of a batch may have in common.
 Loader processes, which have no JAX, don't import this module.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -91,12 +91,11 @@ def degrade(
 
     jpeg_last = happens(next(shared), 0.5)
     jpeg_fn = partial(random_jpeg, next(keys), quality=final["jpeg_quality"])
-    image = lax.cond(jpeg_last, lambda x: x, partial(jpeg_fn, size=size), image)
-    image = resize(
-        image, size, jnp.int32(quarter), size / quarter, random_way(next(shared)), quarter
-    )
-    image = random_sinc(keys, image, jnp.int32(quarter), **final["sinc"])
-    image = lax.cond(jpeg_last, partial(jpeg_fn, size=jnp.int32(quarter)), lambda x: x, image)
+    image = when(~jpeg_last, partial(jpeg_fn, size=size), image)
+    last = jnp.int32(quarter)
+    image = resize(image, size, last, size / last, random_way(next(shared)), quarter)
+    image = random_sinc(keys, image, last, **final["sinc"])
+    image = when(jpeg_last, partial(jpeg_fn, size=last), image)
     return to_levels(image).astype(jnp.uint8)
 
 
@@ -131,7 +130,7 @@ def random_blur(
 
     kernel = jnp.where(happens(next(keys), sinc_prob), sinc, bells)
     blurs = happens(next(shared), prob)
-    return lax.cond(blurs, lambda x: blur(x, size, kernel), lambda x: x, image)
+    return when(blurs, lambda x: blur(x, size, kernel), image)
 
 
 def random_sinc(keys: Keys, image: Image, size: Size, prob: float, sizes: IntRange) -> Image:
@@ -139,7 +138,7 @@ def random_sinc(keys: Keys, image: Image, size: Size, prob: float, sizes: IntRan
     cutoff = uniform(next(keys), np.pi / 3, np.pi)
     kernel = sinc_kernel(sizes[1], random_odd(next(keys), sizes), cutoff)
     rings = happens(next(keys), prob)
-    return lax.cond(rings, lambda x: blur(x, size, kernel), lambda x: x, image)
+    return when(rings, lambda x: blur(x, size, kernel), image)
 
 
 def random_factor(key: Key[Array, ""], up_prob: float, down_prob: float, factor: Range) -> Scalar:
@@ -182,7 +181,9 @@ def random_jpeg(key: Key[Array, ""], image: Image, size: Size, quality: Range | 
     """Simulate JPEG at a drawn quality. Blocks that the image doesn't fill hold zeros beside it."""
     inside = is_inside(size, len(image))[..., np.newaxis]
     image = jnp.where(inside, jnp.clip(image, 0, 1), 0)
-    return simulate_jpeg(image, uniform(key, *map(float, quality)), jnp)
+    # Rounded up to 100, a draw would divide by zero.
+    drawn = jnp.minimum(uniform(key, *map(float, quality)), np.nextafter(np.float32(100), 0))
+    return simulate_jpeg(image, drawn, jnp)
 
 
 def random_odd(key: Key[Array, ""], sizes: IntRange) -> Size:
@@ -212,6 +213,11 @@ def uniform(key: Key[Array, ""], low: float | Scalar, high: float) -> Scalar:
 def happens(key: Key[Array, ""], probability: float) -> Bool[Array, ""]:
     """Draw whether something happens."""
     return jax.random.uniform(key) < probability
+
+
+def when(wished: Bool[Array, ""], step_fn: Callable[[Image], Image], image: Image) -> Image:
+    """Take a step, or none."""
+    return lax.cond(wished, step_fn, lambda x: x, image)
 
 
 def bell_kernel(
