@@ -62,7 +62,7 @@ def degrade_on_device(config: ConfigDict, count: int) -> tuple[Images, Images]:
     lr = []
     for start in range(0, count, BATCH):
         rows = np.arange(start, start + BATCH)
-        place = np.stack([np.zeros_like(rows), rows], axis=1).astype(np.int32)
+        place = np.stack([rows, 0 * rows], axis=1).astype(np.int32)  # nothing is shared
         batch = {"hr": hr[rows % count], "place": place}  # always of the same shape
         lr.append(np.asarray(degrade_fn(to_global(batch, mesh))["lr"]))
     signed = np.concatenate(lr)[:count]

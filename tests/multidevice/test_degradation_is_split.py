@@ -1,4 +1,4 @@
-"""An image is degraded alike on one device, two and eight, each of which has its rows alone."""
+"""An image is degraded alike on one device and on eight, each of which has its rows alone."""
 
 import sys
 
@@ -8,16 +8,18 @@ PROGRAM = """
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from configs.degradations import imagenet_test
 from small import get_config
 from upsr_jax.train.degradation import create_degrade
 from upsr_jax.train.sharding import BATCH_AXES, to_global
 
 config = get_config()
 config.data.crop_size = 32
+config.degradation = imagenet_test()  # of one order, which compiles faster
 hr = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
 place = np.stack([np.arange(8) // 5 + 3, np.arange(8)], axis=1).astype(np.int32)
 results = []
-for shape in ((1, 1), (2, 1), (2, 4)):
+for shape in ((1, 1), (2, 4)):
     mesh = Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), BATCH_AXES)
     degrade_fn = create_degrade(config, mesh)
     batch = to_global({"hr": hr, "place": place, "stop": np.zeros(8, bool)}, mesh)

@@ -3,15 +3,15 @@
 An image lies at the top left of a square canvas that holds the largest one which the ranges allow.
 What is on the canvas beside it is finite and else anything, as every step reads the image alone.
 Crops are squares, so one size tells an image's sides. JPEG is simulated. The same distributions
-come of other random numbers than on a host: `keys` and `shared` are endless iterators of random
-keys, of an image and of what images of a batch may have in common.
+come of other random numbers than on a host: `own` and `shared` give numbers drawn from [0, 1), an
+image's own ones and those that images of a batch may have in common. They are drawn all at once,
+as each generator of a single number would take as long to compile as a step.
 
 Loader processes, which have no JAX, don't import this module.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import count
 from typing import Any
 
 import jax
@@ -28,9 +28,10 @@ from upsr_jax.data.degradation.poisson import BINS, CHANCE_BITS
 Image = Float32[Array, "canvas canvas 3"]
 Scalar = Float[Array, ""]
 Size = Int[Array, ""]
-Keys = Iterator[Key[Array, ""]]
+Numbers = Iterator[Scalar]
 
 AREA, BILINEAR, BICUBIC = range(3)  # ways of resizing
+NUMBERS = 64  # more than an image needs
 LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # Rec. 601
 
 
@@ -67,41 +68,42 @@ def degrade(
     final: Mapping[str, Any],
 ) -> UInt8[Array, "side//4 side//4 3"]:
     """Make the low-resolution image of `hr`, see `degrade_batch`."""
-    keys, shared = (map(partial(jax.random.fold_in, k), count()) for k in (key, shared_key))
+    key_own, key_first, key_second = jax.random.split(key, 3)
+    own, shared = (iter(jax.random.uniform(k, NUMBERS)) for k in (key_own, shared_key))
     side, quarter = hr.shape[0], hr.shape[0] // 4
     size = jnp.int32(side)
 
-    image = random_blur(keys, shared, hr.astype(jnp.float32) / 255, size, **first["blur"])
-    factor = random_factor(next(shared), **first["resize"])
+    image = random_blur(own, shared, hr.astype(jnp.float32) / 255, size, **first["blur"])
+    factor = random_factor(shared, **first["resize"])
     largest = int(side * first["resize"]["factor"][1])
     new_size = scaled(side, factor, largest)
     image = resize(image, size, new_size, 1 / factor, random_way(next(shared)), largest)
     size = new_size
-    image = random_noise(counts, keys, shared, image, size, **first["noise"])
-    image = random_jpeg(next(keys), image, size, first["jpeg_quality"])
+    image = random_noise(counts, key_first, own, shared, image, size, **first["noise"])
+    image = random_jpeg(next(own), image, size, first["jpeg_quality"])
 
     if second is not None:
-        image = random_blur(keys, shared, image, size, **second["blur"])
-        factor = random_factor(next(shared), **second["resize"])
+        image = random_blur(own, shared, image, size, **second["blur"])
+        factor = random_factor(shared, **second["resize"])
         largest = int(quarter * second["resize"]["factor"][1])
         new_size = scaled(quarter, factor, largest)
         image = resize(image, size, new_size, size / new_size, random_way(next(shared)), largest)
         size = new_size
-        image = random_noise(counts, keys, shared, image, size, **second["noise"])
+        image = random_noise(counts, key_second, own, shared, image, size, **second["noise"])
 
-    jpeg_last = happens(next(shared), 0.5)
-    jpeg_fn = partial(random_jpeg, next(keys), quality=final["jpeg_quality"])
+    jpeg_last = next(shared) < 0.5
+    jpeg_fn = partial(random_jpeg, next(own), quality=final["jpeg_quality"])
     image = when(~jpeg_last, partial(jpeg_fn, size=size), image)
     last = jnp.int32(quarter)
     image = resize(image, size, last, size / last, random_way(next(shared)), quarter)
-    image = random_sinc(keys, image, last, **final["sinc"])
+    image = random_sinc(own, image, last, **final["sinc"])
     image = when(jpeg_last, partial(jpeg_fn, size=last), image)
     return to_levels(image).astype(jnp.uint8)
 
 
 def random_blur(
-    keys: Keys,
-    shared: Keys,
+    own: Numbers,
+    shared: Numbers,
     image: Image,
     size: Size,
     prob: float,
@@ -113,47 +115,43 @@ def random_blur(
     beta_plateau: Range,
 ) -> Image:
     """Blur as `host.random_blur` does."""
-    kernel_size = random_odd(next(keys), sizes)
+    kernel_size = random_odd(next(own), sizes)
     lowest = jnp.where(kernel_size < 13, np.pi / 3, np.pi / 5)
-    sinc = sinc_kernel(sizes[1], kernel_size, uniform(next(keys), lowest, np.pi))
+    sinc = sinc_kernel(sizes[1], kernel_size, between(next(own), lowest, np.pi))
 
-    bell = jax.random.choice(next(keys), 6, p=jnp.asarray(bell_probs))
+    bell = jnp.sum(next(own) >= np.cumsum(bell_probs)[:-1])
     anisotropic = bell % 2 == 1
-    sigma_x, sigma_y = uniform(next(keys), *sigma), uniform(next(keys), *sigma)
+    sigma_x, sigma_y = between(next(own), *sigma), between(next(own), *sigma)
     sigma_y = jnp.where(anisotropic, sigma_y, sigma_x)
-    theta = jnp.where(anisotropic, uniform(next(keys), -np.pi, np.pi), 0.0)
-    generalized, plateau = (
-        random_beta(next(keys), beta) for beta in (beta_generalized, beta_plateau)
-    )
+    theta = jnp.where(anisotropic, between(next(own), -np.pi, np.pi), 0.0)
+    generalized, plateau = (random_beta(own, beta) for beta in (beta_generalized, beta_plateau))
     beta = jnp.select([bell < 2, bell < 4], [jnp.ones(()), generalized], plateau)
     bells = bell_kernel(sizes[1], kernel_size, sigma_x, sigma_y, theta, beta, bell >= 4)
 
-    kernel = jnp.where(happens(next(keys), sinc_prob), sinc, bells)
-    blurs = happens(next(shared), prob)
-    return when(blurs, lambda x: blur(x, size, kernel), image)
+    kernel = jnp.where(next(own) < sinc_prob, sinc, bells)
+    return when(next(shared) < prob, lambda x: blur(x, size, kernel), image)
 
 
-def random_sinc(keys: Keys, image: Image, size: Size, prob: float, sizes: IntRange) -> Image:
+def random_sinc(own: Numbers, image: Image, size: Size, prob: float, sizes: IntRange) -> Image:
     """Make edges ring as `host.random_sinc` does."""
-    cutoff = uniform(next(keys), np.pi / 3, np.pi)
-    kernel = sinc_kernel(sizes[1], random_odd(next(keys), sizes), cutoff)
-    rings = happens(next(keys), prob)
-    return when(rings, lambda x: blur(x, size, kernel), image)
+    kernel_size = random_odd(next(own), sizes)
+    kernel = sinc_kernel(sizes[1], kernel_size, between(next(own), np.pi / 3, np.pi))
+    return when(next(own) < prob, lambda x: blur(x, size, kernel), image)
 
 
-def random_factor(key: Key[Array, ""], up_prob: float, down_prob: float, factor: Range) -> Scalar:
+def random_factor(numbers: Numbers, up_prob: float, down_prob: float, factor: Range) -> Scalar:
     """Draw a resize factor as `host.random_factor` does."""
     low, high = factor
-    key_direction, key_up, key_down = jax.random.split(key, 3)
-    direction = uniform(key_direction, 0.0, 1.0)
-    smaller = jnp.where(direction < up_prob + down_prob, uniform(key_down, low, 1.0), 1.0)
-    return jnp.where(direction < up_prob, uniform(key_up, 1.0, high), smaller)
+    direction, place = next(numbers), next(numbers)
+    smaller = jnp.where(direction < up_prob + down_prob, between(place, low, 1.0), 1.0)
+    return jnp.where(direction < up_prob, between(place, 1.0, high), smaller)
 
 
 def random_noise(
     counts: UInt32[Array, "9 256 bins"],
-    keys: Keys,
-    shared: Keys,
+    key: Key[Array, ""],
+    own: Numbers,
+    shared: Numbers,
     image: Image,
     size: Size,
     gaussian_prob: float,
@@ -162,57 +160,50 @@ def random_noise(
     gray_prob: float,
 ) -> Image:
     """Add Gaussian or else Poisson noise and clip, as `host.random_noise` does."""
-    gray = happens(next(keys), gray_prob)
-    key_noise, key_scale = next(keys), next(keys)
+    gray = next(own) < gray_prob
+    strength = next(own)
 
     def gaussian() -> Image:
-        return jax.random.normal(key_noise, image.shape) * (uniform(key_scale, *sigma) / 255)
+        return jax.random.normal(key, image.shape) * (between(strength, *sigma) / 255)
 
     def poisson() -> Image:
         mean = jnp.where(gray, image @ LUMA, image)
-        noise = poisson_noise(counts, key_noise, mean, size)
-        return noise * uniform(key_scale, *poisson_scale)
+        return poisson_noise(counts, key, mean, size) * between(strength, *poisson_scale)
 
-    noise = lax.cond(happens(next(shared), gaussian_prob), gaussian, poisson)
+    noise = lax.cond(next(shared) < gaussian_prob, gaussian, poisson)
     return jnp.clip(image + jnp.where(gray, noise[..., :1], noise), 0, 1)
 
 
-def random_jpeg(key: Key[Array, ""], image: Image, size: Size, quality: Range | IntRange) -> Image:
+def random_jpeg(number: Scalar, image: Image, size: Size, quality: Range | IntRange) -> Image:
     """Simulate JPEG at a drawn quality. Blocks that the image doesn't fill hold zeros beside it."""
     inside = is_inside(size, len(image))[..., np.newaxis]
     image = jnp.where(inside, jnp.clip(image, 0, 1), 0)
     # Rounded up to 100, a draw would divide by zero.
-    drawn = jnp.minimum(uniform(key, *map(float, quality)), np.nextafter(np.float32(100), 0))
+    drawn = jnp.minimum(between(number, *map(float, quality)), np.nextafter(np.float32(100), 0))
     return simulate_jpeg(image, drawn, jnp)
 
 
-def random_odd(key: Key[Array, ""], sizes: IntRange) -> Size:
+def random_odd(number: Scalar, sizes: IntRange) -> Size:
     """Draw an odd number between two odd ends, both included."""
     smallest, largest = sizes
-    return 2 * jax.random.randint(key, (), smallest // 2, largest // 2 + 1) + 1
+    return smallest + 2 * (number * (largest // 2 - smallest // 2 + 1)).astype(jnp.int32)
 
 
-def random_beta(key: Key[Array, ""], beta: Range) -> Scalar:
+def random_beta(numbers: Numbers, beta: Range) -> Scalar:
     """Draw an exponent from below 1 or from above, with equal chance."""
     low, high = beta
-    key_way, key_below, key_above = jax.random.split(key, 3)
-    below, above = uniform(key_below, low, 1.0), uniform(key_above, 1.0, high)
-    return jnp.where(happens(key_way, 0.5), below, above)
+    way, place = next(numbers), next(numbers)
+    return jnp.where(way < 0.5, between(place, low, 1.0), between(place, 1.0, high))
 
 
-def random_way(key: Key[Array, ""]) -> Size:
+def random_way(number: Scalar) -> Size:
     """Draw one of area, bilinear and bicubic (a = -0.75)."""
-    return jax.random.randint(key, (), 0, 3)
+    return (number * 3).astype(jnp.int32)
 
 
-def uniform(key: Key[Array, ""], low: float | Scalar, high: float) -> Scalar:
-    """Draw a number of a range."""
-    return jax.random.uniform(key, minval=low, maxval=high)
-
-
-def happens(key: Key[Array, ""], probability: float) -> Bool[Array, ""]:
-    """Draw whether something happens."""
-    return jax.random.uniform(key) < probability
+def between(number: Scalar, low: float | Scalar, high: float) -> Scalar:
+    """Move a number of [0, 1) into another range."""
+    return low + number * (high - low)
 
 
 def when(wished: Bool[Array, ""], step_fn: Callable[[Image], Image], image: Image) -> Image:
