@@ -208,7 +208,7 @@ def test_what_a_batch_shares_is_drawn_from_the_shared_keys(config, counts):
     settings["first"]["jpeg_quality"] = settings["final"]["jpeg_quality"] = (99, 99)
     settings["final"]["sinc"]["prob"] = 0.0
     settings.pop("simulated_jpeg")
-    degrade = jax.jit(partial(device.degrade_batch, counts, **settings, at_once=3))
+    degrade = jax.jit(partial(device.degrade_batch, counts, **settings, at_once=2))
     hr = jnp.asarray(np.stack(4 * [BYTES[0, :64, :64]]))
     lr = np.asarray(degrade(KEYS[:4], KEYS[jnp.array([0, 0, 1, 1])], hr)).astype(int)
     alike = [np.abs(lr[i] - lr[i + 1]).mean() for i in (0, 2)]
@@ -229,4 +229,5 @@ def test_the_distribution_is_the_hosts(config):
     assert min(compare(of_host, of_device).values()) > 0.01
     config = config.copy_and_resolve_references()
     config.degradation = imagenet_test()
-    assert max(compare(measure(*degrade_on_host(config, 200)), of_device).values()) < 0.01
+    p = compare(measure(*degrade_on_host(config, 200)), of_device)
+    assert max(p["PSNR to bicubic"], p["noise level"]) < 1e-6  # of another setting
