@@ -84,6 +84,7 @@ def get_config() -> ConfigDict:
                 num_threads=16,
                 num_workers=0,  # processes; 0: `num_threads` threads of this one
                 max_bad_fraction=0.01,
+                degrade_on="host",  # or "device", with simulated_jpeg: for GPUs with few CPU cores
             ),
             pretrained=dict(  # model folders to start from
                 estimator="",

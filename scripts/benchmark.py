@@ -33,6 +33,7 @@ from ml_collections import ConfigDict, config_flags
 
 from upsr_jax.cluster.compiler import compiler_options, use_safe_compiler
 from upsr_jax.data.degradation.host import degrade
+from upsr_jax.data.degradation.poisson import packed_tables
 from upsr_jax.files.config_files import define_config_flag
 from upsr_jax.files.whole import write_json
 from upsr_jax.models.build import (
@@ -44,6 +45,7 @@ from upsr_jax.models.build import (
 )
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.models.lpips import LPIPS
+from upsr_jax.train.degradation import make_degrade_fn
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
 from upsr_jax.train.sharding import create_mesh
 from upsr_jax.train.state import create_state
@@ -164,6 +166,13 @@ def cases(
         crop = rng.integers(0, 256, (config.data.crop_size, config.data.crop_size, 3), np.uint8)
         return lambda: degrade(rng, crop, **config.degradation)
 
+    def on_device() -> Any:
+        side = config.data.crop_size
+        crops = jax.random.randint(key, (batch, side, side, 3), 0, 256).astype(jnp.uint8)
+        place = jnp.stack([jnp.zeros(batch, int), jnp.arange(batch)], axis=1)
+        rows = {"hr": crops, "place": place}
+        return make_degrade_fn(config, create_mesh(-1, 1)), (jnp.asarray(packed_tables()), rows)
+
     def photo() -> Callable[[], Any]:
         noise = np.random.default_rng(0).integers(0, 256, (PHOTO // 8, PHOTO // 8, 3), np.uint8)
         png = cv2.imencode(".png", cv2.resize(noise, (PHOTO, PHOTO)))[1].tobytes()
@@ -181,6 +190,7 @@ def cases(
     yield "train step", train_step(config.loss.lpips_weight or 1.0), True
     yield "train step, no LPIPS", train_step(0.0), True
     yield "degradation on the host", on_host, False
+    yield "degradation on the device", on_device, True
     yield f"photo of {PHOTO}x{PHOTO}", photo, False
 
 

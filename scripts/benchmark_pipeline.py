@@ -33,7 +33,7 @@ STAGES = {  # of the functions that these three call
     "random_jpeg": "JPEG",
     "random_sinc": "sinc",
 }
-CALLERS = ("make_example", "degrade_crop", "degrade")
+CALLERS = ("make_example", "crop_photo", "degrade")
 RATES = (50, 100, 200, 500, 1000)  # images a second
 
 

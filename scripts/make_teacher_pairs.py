@@ -22,7 +22,8 @@ import typer
 from tqdm import tqdm
 
 from configs.degradations import imagenet_test, real_esrgan
-from upsr_jax.data.examples import degrade_crop
+from upsr_jax.data.degradation.host import degrade
+from upsr_jax.data.examples import crop_photo
 from upsr_jax.data.sources import Pair, Source, concatenate, open_source
 from upsr_jax.files.find import check_local
 from upsr_jax.files.names import show
@@ -128,7 +129,8 @@ def make_pair(source: Source, seed: int, heavy: float, number: int) -> Pair:
             problem = error
             continue
         setting = real_esrgan() if rng.random() < heavy else imagenet_test()
-        return degrade_crop(rng, photo, SIZE, SCALE, 0.0, False, setting.to_dict())
+        hr = crop_photo(rng, photo, SIZE, SCALE, 0.0, False)
+        return Pair(hr, degrade(rng, hr, **setting.to_dict()))
     raise ValueError(f"a hundred photographs can't be read, at last: {problem}")
 
 

@@ -28,6 +28,7 @@ def test_rows_are_written_compared_and_their_arithmetic_is_what_the_compiler_cou
         "denoiser",
         "estimator",
         "degradation on the host",
+        "degradation on the device",
     ]
     assert all(row["seconds"] > 0 and row["config"] == "tiny" for row in rows.values())
     for name, row in list(rows.items())[:3]:

@@ -16,6 +16,7 @@ from upsr_jax.data.pipeline import (
     mix,
     open_sources,
     shuffle,
+    to_signed,
     train_batches,
 )
 
@@ -68,6 +69,7 @@ def data_config(folder, **changes):
         num_threads=0,
         num_workers=0,
         max_bad_fraction=0.0,
+        degrade_on="host",
     )
     return ConfigDict(config | changes)
 
@@ -245,6 +247,22 @@ def test_pairs_are_checked_too_and_packed_images_were(pair_folders, packed, tmp_
         check_images(open_sources(data), data, 0, 1)
     (opened,) = open_sources(data_config(packed))
     check_images([opened._replace(read=None)], data_config(packed), 0, 1)  # nothing is read
+
+
+@pytest.mark.parametrize("changes", [{}, dict(pool=8), dict(num_workers=1)])
+def test_a_device_gets_the_same_crops_in_bytes_and_the_places_they_are_drawn_by(folder, changes):
+    data = data_config(folder, **changes)
+    expected = batches(data, 4)
+    data.degrade_on = "device"
+    actual = batches(data, 4)
+    for batch, other, numbers in zip(actual, expected, mix(BATCH, data.pool, 3, 0), strict=False):
+        assert batch["hr"].dtype == np.uint8
+        np.testing.assert_array_equal(to_signed(batch["hr"]), other["hr"])
+        np.testing.assert_array_equal(batch["index"], other["index"])
+        assert batch["place"].dtype == np.int32
+        places = np.stack(np.divmod(numbers, BATCH), axis=1)
+        np.testing.assert_array_equal(batch["place"], places)
+        assert "lr" not in batch
 
 
 def test_opencv_keeps_the_threads_of_its_program(folder):

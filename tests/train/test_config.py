@@ -91,6 +91,8 @@ def test_a_value_where_a_block_belongs_is_refused():
         ("data.rotation", 60.0, r"rotation is 60\.0: it must be 0 to 45 degrees"),
         ("data.rotation", -1.0, r"rotation is -1\.0: it must be"),
         ("data.pool", 100, r"data\.pool is 100: it must be a multiple of the batch_size, 32, or 0"),
+        ("data.degrade_on", "gpu", "degrade_on is 'gpu': it must be one of host, device"),
+        ("data.degrade_on", "device", "JPEG can only be simulated: set config.degradation.sim"),
         ("data.pool", -32, r"data\.pool is -32: it must be a whole number from 0 on"),
         ("eval.max_images", 0, "max_images is 0: it must be at least 1"),
         ("eval.precision", "half", "precision is 'half': it must be one of float32, bfloat16"),
@@ -119,6 +121,16 @@ def test_a_teacher_goes_with_a_denoiser_of_one_step(name, value, message):
     check_config(config)
     config.update_from_flattened_dict({name: value})
     with pytest.raises(ValueError, match=message):
+        check_config(config)
+
+
+def test_pairs_are_not_degraded_on_a_device():
+    config = realsr_x4.get_config()
+    config.degradation.simulated_jpeg = True
+    config.data.degrade_on = "device"
+    check_config(config)
+    config.data.pairs = ("hr", "lr")
+    with pytest.raises(ValueError, match="degrade_on must be 'host' for pairs"):
         check_config(config)
 
 

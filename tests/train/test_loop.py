@@ -311,6 +311,23 @@ def test_a_bad_step_is_skipped_and_what_is_asked_for_changes(config, workdir, ca
     assert "nothing to do" in caplog.text  # the newest checkpoint is of this config
 
 
+def test_degradation_on_the_device_trains_resumes_and_is_not_changed_for_the_hosts(
+    config, tmp_path
+):
+    changes = dict(data__degrade_on="device", degradation__simulated_jpeg=True)
+    config = changed(config, train__steps=4, train__checkpoint_every=2, train__eval_every=0)
+    config.train.keep_best = ""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train_and_evaluate(changed(config, **changes), whole)
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "4")
+    train_and_evaluate(changed(config, **changes), resumed)
+    once, again = (checkpoint(folder, 4)["state"] for folder in (whole, resumed))
+    jax.tree.map(np.testing.assert_array_equal, again, once)
+    with pytest.raises(ValueError, match=r"data\.degrade_on was device and is now host"):
+        train_and_evaluate(config, whole)
+
+
 def test_a_bucket_is_no_folder(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"^gs://bucket/run is a URL, and only folders are"):

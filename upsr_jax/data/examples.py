@@ -1,4 +1,4 @@
-"""Training examples: a photograph cropped and degraded, or a crop of a pair.
+"""Training examples: a photograph cropped and degraded, here or on a device, or a crop of a pair.
 
 Worker processes import this module and what it imports: it must stay free of JAX.
 """
@@ -23,9 +23,15 @@ class Place(NamedTuple):
 
 
 class TrainExample(NamedTuple):
-    """A pair of crops, the number of its image, and why other images were passed over."""
+    """What an image gave, the image's number, and why other images were passed over.
 
-    pair: Pair
+    That is a pair of crops, or of a photograph that a device will degrade the crop alone. The step
+    and row that it is drawn by are not those of its batch where batches are mixed.
+    """
+
+    crop: Pair | Photo
+    step: int
+    row: int
     number: int
     rejected: list[str]
 
@@ -38,15 +44,15 @@ def make_example(
     scale: tuple[float, float],
     rotation: float,
     use_sharp: bool,
-    degradation: Mapping[str, Any],
+    degradation: Mapping[str, Any] | None,
     per_batch: bool,
     place: Place,
 ) -> TrainExample:
     """Make the example of a place, as (seed, step, row) draw it.
 
-    A photograph is cropped, by `scale`, `rotation` and `use_sharp`, and degraded, see
-    `degrade_crop`; a pair is cropped. With `per_batch` the examples of a step have in common what
-    `degrade` can draw for all of a batch.
+    A photograph is cropped, see `crop_photo`, and degraded, unless `degradation` is None; a pair is
+    cropped. With `per_batch` the examples of a step have in common what `degrade` can draw for all
+    of a batch.
     """
     rng = np.random.default_rng((seed, place.step, place.row))
     # The last number tells it from a row's: short seeds are filled up with zeros.
@@ -54,10 +60,12 @@ def make_example(
     source = source._replace(read=partial(read_fit, source, crop_size))
     number, item, rejected = read_or_next(source, max_bad_fraction, place.number)
     if isinstance(item, Pair):
-        pair = crop_pair(rng, item, crop_size)
+        crop = crop_pair(rng, item, crop_size)
     else:
-        pair = degrade_crop(rng, item, crop_size, scale, rotation, use_sharp, degradation, shared)
-    return TrainExample(pair, number, rejected)
+        crop = crop_photo(rng, item, crop_size, scale, rotation, use_sharp)
+        if degradation is not None:
+            crop = Pair(crop, degrade(rng, crop, **degradation, shared=shared))
+    return TrainExample(crop, place.step, place.row, number, rejected)
 
 
 def read_fit(source: Source, size: int, index: int) -> Photo | Pair:
@@ -71,21 +79,18 @@ def read_fit(source: Source, size: int, index: int) -> Photo | Pair:
     return item
 
 
-def degrade_crop(
+def crop_photo(
     rng: np.random.Generator,
     photo: Photo,
     size: int,
     scale: tuple[float, float],
     rotation: float,
     use_sharp: bool,
-    degradation: Mapping[str, Any],
-    shared: np.random.Generator | None = None,
-) -> Pair:
-    """Crop a photograph, turned and shrunk, and degrade the crop.
+) -> Photo:
+    """Crop a photograph, turned and shrunk.
 
     It is shrunk by a factor between those of `scale`, and half of the crops are turned by up to
-    `rotation` degrees either way. `use_sharp` sharpens the crop first, the ground truth included.
-    `shared` is for `degrade`.
+    `rotation` degrees either way. `use_sharp` sharpens the crop, which is the ground truth.
     """
     side = size if scale == (1, 1) else round(size / rng.uniform(*scale))
     if rotation and rng.random() < 0.5:
@@ -96,7 +101,7 @@ def degrade_crop(
         hr = cv2.resize(np.ascontiguousarray(hr), (size, size), interpolation=cv2.INTER_AREA)
     if use_sharp:
         hr = to_bytes(sharpen(to_unit(hr)))
-    return Pair(hr, degrade(rng, hr, **degradation, shared=shared))
+    return hr
 
 
 def random_rotated_crop(rng: np.random.Generator, photo: Photo, size: int, angle: float) -> Photo:

@@ -22,7 +22,7 @@ from upsr_jax.data import sources
 from upsr_jax.data.degradation.host import to_unit
 from upsr_jax.data.examples import Place, TrainExample, make_example
 from upsr_jax.data.prefetch import map_ahead
-from upsr_jax.data.sources import Source
+from upsr_jax.data.sources import Pair, Source
 from upsr_jax.files.names import show
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,10 @@ def train_batches(
     """Iterate without end over this process's rows of the global batches from `start_step` on.
 
     A batch is {"hr": [b, crop, crop, 3], "lr": [b, crop/4, crop/4, 3], "index": int64 [b]}: signed
-    float32 images, and the number of each, which `example_names` turns into a name. Every epoch
-    goes through all images in an order of its own. Close the generator to stop threads and workers.
+    float32 images, and the number of each, which `example_names` turns into a name. Where
+    `data.degrade_on` is "device", "hr" is uint8, and in place of "lr" there is "place", int32
+    [b, 2]: the step and row that each is to be degraded by. Every epoch goes through all images in
+    an order of its own. Close the generator to stop threads and workers.
 
     `data` holds `folders` (see `sources.open_source`) of photographs, which `degradation` makes
     pairs of, and `weights` by which they are drawn: one each, or () to draw all images alike; or
@@ -65,7 +67,7 @@ def train_batches(
     order = shuffle([source.size for source in opened], data.weights, seed)
     settings = (
         *(data.max_bad_fraction, seed, data.crop_size, (low, high), data.rotation, data.use_sharp),
-        *(degradation.to_dict(), bool(data.pool)),
+        *(degradation.to_dict() if data.degrade_on == "host" else None, bool(data.pool)),
     )
     make_fn = partial(make_example, source, *settings)
     rows = data.batch_size // process_count
@@ -187,17 +189,23 @@ def places(
 def stack(
     examples: Generator[TrainExample, None, None], rows: int, log_bad: Callable[[list[str]], None]
 ) -> Generator[Batch, None, None]:
-    """Stack every `rows` examples to a batch of signed images; closed, it closes them."""
+    """Stack every `rows` examples to a batch; closed, it closes them.
+
+    Pairs become signed images; what a device is to degrade stays as it is, with its place.
+    """
     with closing(examples):
         while True:
             taken = list(itertools.islice(examples, rows))
             for example in taken:
                 log_bad(example.rejected)
-            yield {
-                "hr": to_signed(np.stack([example.pair.hr for example in taken])),
-                "lr": to_signed(np.stack([example.pair.lr for example in taken])),
-                "index": np.array([example.number for example in taken], np.int64),
-            }
+            batch = {"index": np.array([example.number for example in taken], np.int64)}
+            crops = [example.crop for example in taken]
+            if isinstance(crops[0], Pair):
+                hr, lr = map(np.stack, zip(*crops, strict=True))
+                yield batch | {"hr": to_signed(hr), "lr": to_signed(lr)}
+            else:
+                place = np.array([(example.step, example.row) for example in taken], np.int32)
+                yield batch | {"hr": np.stack(crops), "place": place}
 
 
 def to_signed(image: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:

@@ -58,6 +58,7 @@ ADDED = {
     "data.scale": [1.0, 1.0],
     "data.rotation": 0.0,
     "data.pool": 0,
+    "data.degrade_on": "host",
     "degradation.simulated_jpeg": False,
     "loss.lpips_jitter": False,
     "loss.consistency_weight": 0.0,

@@ -61,7 +61,7 @@ KEYS: dict[str, set[str]] = {
     "degradation.final": {"sinc", "jpeg_quality"},
     "data": {
         *("folders", "weights", "pairs", "batch_size", "crop_size", "scale", "rotation"),
-        *("use_sharp", "pool", "num_threads", "num_workers", "max_bad_fraction"),
+        *("use_sharp", "pool", "num_threads", "num_workers", "max_bad_fraction", "degrade_on"),
     },
     "pretrained": {"estimator", "denoiser", "teacher", "strict"},
     "loss": {
@@ -247,6 +247,7 @@ RULES = {
     "data.num_workers": at_least(0),
     "data.num_threads": at_least(0),
     "data.max_bad_fraction": SHARE,
+    "data.degrade_on": one_of("host", "device"),
     "loss.lpips_weight": at_least(0),
     "loss.lpips_dtype": one_of("float32", "bfloat16", "float16"),
     "loss.consistency_weight": at_least(0),
@@ -336,6 +337,16 @@ def _check_values(values: dict[str, Any]) -> None:
         )
     if values["data.pairs"] and values["data.pool"]:
         raise ValueError("config.data.pool must be 0 for pairs, which nothing degrades")
+    if values["data.degrade_on"] == "device":
+        if values["data.pairs"]:
+            raise ValueError(
+                "config.data.degrade_on must be 'host' for pairs, which nothing degrades"
+            )
+        if not values["degradation.simulated_jpeg"]:
+            raise ValueError(
+                "config.data.degrade_on is 'device', where JPEG can only be simulated: set "
+                "config.degradation.simulated_jpeg to True, or degrade_on to 'host'"
+            )
     if values["data.pairs"] and (min(values["data.scale"]) < 1 or values["data.rotation"]):
         raise ValueError(
             f"config.data has scale {values['data.scale']} and rotation {values['data.rotation']}: "

@@ -31,6 +31,8 @@ def log_setup(config: ConfigDict, mesh: Mesh, params: Any) -> None:
     if config.train.microbatches > 1:
         size += f" in {config.train.microbatches} microbatches"
     source = ", ".join(config.data.folders or config.data.pairs)
+    if config.data.folders:
+        source += f", degraded on the {config.data.degrade_on}"
     devices = jax.devices()
     overview = parameter_overview.get_parameter_overview(params, include_stats="sharding")
     logger.info("revision   %s", environment.git_revision())

@@ -38,6 +38,7 @@ from upsr_jax.train.checkpoints import (
     tell_last,
 )
 from upsr_jax.train.config import check_config, check_training, validation_settings
+from upsr_jax.train.degradation import create_degrade
 from upsr_jax.train.describe import describe_run, log_setup, speed_limits
 from upsr_jax.train.meter import Meter
 from upsr_jax.train.optimizer import create_optimizer, create_schedule
@@ -133,6 +134,7 @@ def train_and_evaluate(
             donate_argnums=0,
             compiler_options=compiler_options(jax.default_backend()),
         )
+        degrade_fn = create_degrade(config, mesh) if config.data.degrade_on == "device" else None
         done = first = int(state.step)
         batches = resources.enter_context(
             closing(train_batches(config.data, config.degradation, config.seed, first, *process))
@@ -169,6 +171,8 @@ def train_and_evaluate(
                 meter.paused(done == first),  # the first call compiles
                 jax.transfer_guard("disallow"),  # nothing else goes to the devices unnoticed
             ):
+                if degrade_fn:
+                    batch = degrade_fn(batch)
                 state, terms = train_step(state, frozen, batch)
             done += 1
             progress.update()

@@ -1,7 +1,10 @@
 """JPEG compression simulated: what the loss of a codec does, without its bit stream.
 
-ITU-T T.81, with the tables of its Annex K. The released model was trained so.
+ITU-T T.81, with the tables of its Annex K. The released model was trained so. `xp` is the module
+that the arrays are of: NumPy, or on a device `jax.numpy`.
 """
+
+from typing import Any
 
 import numpy as np
 from einops import rearrange, reduce, repeat
@@ -44,31 +47,33 @@ DCT = np.cos((2 * _position + 1) * _frequency * np.pi / 16) / 2  # orthonormal
 DCT[0] /= np.sqrt(2)
 
 
-def simulate_jpeg(image: Float[np.ndarray, "h w 3"], quality: float) -> Float[np.ndarray, "h w 3"]:
+def simulate_jpeg(
+    image: Float[Any, "h w 3"], quality: float | Float[Any, ""], xp: Any = np
+) -> Float[Any, "h w 3"]:
     """Compress and decompress a unit image of any size at a quality above 0 and below 100, 4:2:0.
 
     The result has the image's dtype.
     """
     height, width = image.shape[:2]
-    padded = np.pad(image, ((0, -height % 16), (0, -width % 16), (0, 0)))
+    padded = xp.pad(image, ((0, -height % 16), (0, -width % 16), (0, 0)))
     ycbcr = padded * 255 @ YCBCR.T.astype(image.dtype)
     luma, chroma = ycbcr[..., :1] - 128, ycbcr[..., 1:]
-    factor = 50 / quality if quality < 50 else 2 - quality / 50
-    luma = _requantize(luma, LUMA_TABLE * factor)
+    factor = xp.where(quality < 50, 50 / quality, 2 - quality / 50)
+    luma = _requantize(luma, LUMA_TABLE * factor, xp)
     chroma = reduce(chroma, "(h y) (w x) c -> h w c", "mean", y=2, x=2)
-    chroma = _requantize(chroma, CHROMA_TABLE * factor)
+    chroma = _requantize(chroma, CHROMA_TABLE * factor, xp)
     chroma = repeat(chroma, "h w c -> (h y) (w x) c", y=2, x=2)
-    ycbcr = np.concatenate([luma + 128, chroma], axis=-1)
+    ycbcr = xp.concatenate([luma + 128, chroma], axis=-1)
     rgb = ycbcr @ RGB.T.astype(image.dtype)
-    return np.clip(rgb / 255, 0, 1)[:height, :width]
+    return xp.clip(rgb / 255, 0, 1)[:height, :width]
 
 
 def _requantize(
-    plane: Float[np.ndarray, "h w c"], step: Float[np.ndarray, "8 8"]
-) -> Float[np.ndarray, "h w c"]:
+    plane: Float[Any, "h w c"], step: Float[Any, "8 8"], xp: Any
+) -> Float[Any, "h w c"]:
     """Round the cosine coefficients of 8x8 blocks to multiples of `step`, half to even."""
     dct, step = DCT.astype(plane.dtype), step.astype(plane.dtype)
     blocks = rearrange(plane, "(h y) (w x) c -> h w c y x", y=8, x=8)
     coefficients = dct @ blocks @ dct.T
-    blocks = dct.T @ (np.rint(coefficients / step) * step) @ dct
+    blocks = dct.T @ (xp.rint(coefficients / step) * step) @ dct
     return rearrange(blocks, "h w c y x -> (h y) (w x) c")

@@ -8,10 +8,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int16, Integer, UInt8
+from jaxtyping import Float64, Int16, Integer, UInt8, UInt32
 from scipy.special import gammaln, xlogy
 
 BINS = 512  # counts from here on have a probability under 1e-40, at the largest mean of 256
+CHANCE_BITS = 23  # of packed tables; 9 are left for a count
 
 
 class AliasTables(NamedTuple):
@@ -51,3 +52,17 @@ def alias_tables(photons: int) -> AliasTables:
         share[row, fullest] -= 1 - share[row, emptiest]
         share[row, emptiest] = np.nan  # done
     return AliasTables(limit, step)
+
+
+def packed_tables() -> UInt32[np.ndarray, "9 256 bins"]:
+    """Pack the tables of 1, 2, 4, ..., 256 photons into a word for each bin.
+
+    Its upper bits are the other count, its lower ones the chance of the bin's own, out of 2^23.
+    """
+    words = []
+    for photons in 2 ** np.arange(9):
+        limit, step = alias_tables(int(photons))
+        own = np.arange(BINS)
+        chance = np.rint((limit - own) * 2**CHANCE_BITS).clip(0, 2**CHANCE_BITS - 1)
+        words.append((own + step << CHANCE_BITS) + chance.astype(int))
+    return np.stack(words).astype(np.uint32)
