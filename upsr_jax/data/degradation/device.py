@@ -69,7 +69,7 @@ def degrade(
 ) -> UInt8[Array, "side//4 side//4 3"]:
     """Make the low-resolution image of `hr`, see `degrade_batch`."""
     key_own, key_first, key_second = jax.random.split(key, 3)
-    own, shared = (iter(jax.random.uniform(k, NUMBERS)) for k in (key_own, shared_key))
+    own, shared = (iter(jax.random.uniform(k, (NUMBERS,))) for k in (key_own, shared_key))
     side, quarter = hr.shape[0], hr.shape[0] // 4
     size = jnp.int32(side)
 
