@@ -121,9 +121,9 @@ def cases(
     dtype = jnp.dtype(config.dtype)
 
     def params() -> dict[str, Any]:
-        found = {"estimator": jax.jit(lambda: init_estimator(key, config.estimator))()}
+        found = {"estimator": draw(partial(init_estimator, config=config.estimator))}
         if config.network == "denoiser":
-            found["denoiser"] = jax.jit(lambda: init_denoiser(key, config.model))()
+            found["denoiser"] = draw(partial(init_denoiser, config=config.model))
         return found
 
     def denoiser() -> Any:
@@ -146,7 +146,7 @@ def cases(
             found = params()
             state = create_state(found.pop(config.network), optimizer)
             if lpips_weight:
-                found["lpips"] = jax.jit(LPIPS().init)(key, hr, hr)["params"]
+                found["lpips"] = draw(LPIPS().init, hr, hr)["params"]
             if config.pretrained.teacher:
                 found["teacher"] = params()["denoiser"]
             step = make_train_step(
@@ -192,6 +192,18 @@ def cases(
     yield "degradation on the host", on_host, False
     yield "degradation on the device", on_device, True
     yield f"photo of {PHOTO}x{PHOTO}", photo, False
+
+
+def draw(init_fn: Callable[..., Any], *inputs: Any) -> Any:
+    """Draw params of a network by their shapes, which compiles nothing; none of them is zero."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(init_fn, jax.random.key(0), *inputs)
+
+    def draw_leaf(leaf: Any) -> jax.Array:
+        spread = np.float32(0.5 * leaf.size**-0.25)
+        return jnp.asarray(spread * rng.standard_normal(leaf.shape, np.float32))
+
+    return jax.tree.map(draw_leaf, shapes)
 
 
 def random_images(batch: int, side: int) -> jax.Array:

@@ -22,5 +22,8 @@ def test_a_file_goes_before_a_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["", "nope", "degradations", "../tests/multidevice/small"])
 def test_what_is_no_config_is_refused_with_the_names_there_are(name):
-    with pytest.raises(ValueError, match=r"demo, estimator_x4, eval/imagenet_test, .*, tiny$"):
+    with pytest.raises(
+        ValueError,
+        match=r"demo, distil_x4, estimator_x4, eval/imagenet_test, .*, tiny, validated_x4$",
+    ):
         find_config(name)

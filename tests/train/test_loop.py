@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import logging
+import re
 import shutil
 import signal
 import sys
@@ -84,10 +85,23 @@ def metrics(workdir: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def finished(config, tmp_path_factory) -> Path:
+def compiled() -> list[str]:
+    """Names of the programs that the run of `finished` compiled, or took from the cache."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory, compiled) -> Path:
     """The folder of a whole run. Copy it to go on from there."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    train_and_evaluate(config, workdir)
+    handler = logging.Handler()
+    handler.emit = lambda record: compiled.extend(
+        re.findall(r"^Compiling (?:jit\()?(\w+)", record.getMessage())
+    )
+    logging.getLogger("jax").addHandler(handler)
+    with jax.log_compiles():
+        train_and_evaluate(config, workdir)
+    logging.getLogger("jax").removeHandler(handler)
     return workdir
 
 
@@ -112,6 +126,12 @@ def test_a_run_leaves_what_it_should(config, finished):
     (picture,) = (finished / "pictures").iterdir()
     assert picture.name == "0000030_eval.png"
     assert read(picture).shape == (2 * SIZE, 6 * SIZE, 3)
+
+
+def test_a_run_compiles_each_of_its_programs_once(finished, compiled):
+    """However many steps and pictures there are."""
+    print(compiled)
+    assert compiled.count("train_step") == 1
 
 
 def test_the_denoisers_loss_goes_down(finished):
