@@ -128,10 +128,9 @@ def test_a_run_leaves_what_it_should(config, finished):
     assert read(picture).shape == (2 * SIZE, 6 * SIZE, 3)
 
 
-def test_a_run_compiles_each_of_its_programs_once(finished, compiled):
-    """However many steps and pictures there are."""
-    print(compiled)
-    assert compiled.count("train_step") == 1
+def test_a_run_compiles_its_step_once_and_little_else(finished, compiled):
+    """However many steps and pictures there are. A run took 12 when this was written."""
+    assert compiled.count("train_step") == 1 and len(compiled) <= 12, compiled
 
 
 def test_the_denoisers_loss_goes_down(finished):
