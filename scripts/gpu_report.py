@@ -229,19 +229,10 @@ def train_programs(config: ConfigDict) -> Iterator[Timed]:
         yield name, batch, make_of(changed, batch, "train step")
 
 
-def sampling(config: ConfigDict) -> Iterator[Row]:
-    """Time whole restorations, at several batch sizes."""
+def at_batches(name: str, config: ConfigDict) -> Iterator[Row]:
+    """Time a program of `benchmark.cases` at the batch sizes of sampling."""
     programs = (
-        ({"name": "restoration", "batch": batch}, batch, make_of(config, batch, "restoration"))
-        for batch in map(int, SAMPLE.value)
-    )
-    yield from with_rate(config, programs)
-
-
-def estimator(config: ConfigDict) -> Iterator[Row]:
-    """Time the estimator, at the batch sizes of sampling."""
-    programs = (
-        ({"name": "estimator", "batch": batch}, batch, make_of(config, batch, "estimator"))
+        ({"name": name, "batch": batch}, batch, make_of(config, batch, name))
         for batch in map(int, SAMPLE.value)
     )
     yield from with_rate(config, programs)
@@ -421,9 +412,9 @@ def torch_convolution(conv: Conv, dtype: str) -> Row:
 PARTS: dict[str, tuple[Callable[[ConfigDict], Iterator[Row]], float]] = {
     "exact": (exact, 0.12),
     "training": (training, 0.3),
-    "sampling": (sampling, 0.15),
+    "sampling": (partial(at_batches, "restoration"), 0.15),
     "convolutions": (convolutions, 0.15),
-    "estimator": (estimator, 0.08),
+    "estimator": (partial(at_batches, "estimator"), 0.08),
     "degradation": (degradation, 0.08),
 }
 
