@@ -27,20 +27,18 @@ from upsr_jax.train.config import check_config
 from upsr_jax.train.degradation import create_degrade
 from upsr_jax.train.sharding import create_mesh, to_global
 
-CONFIG = define_config_flag()
-IMAGES = flags.DEFINE_integer("images", 2000, "Crops for either.", lower_bound=2)
 BATCH = 50
 
 Images = UInt8[np.ndarray, "b h w 3"]
 
 
-def main(_: list[str]) -> None:
-    """Degrade as many crops either way, and print a table of medians and p."""
+def main(config: ConfigDict, count: int) -> None:
+    """Degrade `count` crops either way, and print a table of medians and p."""
     use_safe_compiler()
     cv2.setNumThreads(1)
-    check_config(CONFIG.value)
-    host = measure(*degrade_on_host(CONFIG.value, IMAGES.value))
-    device = measure(*degrade_on_device(CONFIG.value, IMAGES.value))
+    check_config(config)
+    host = measure(*degrade_on_host(config, count))
+    device = measure(*degrade_on_device(config, count))
     print(f"{'':18}{'host':>10}{'device':>10}{'p':>10}")
     for name, p in compare(host, device).items():
         print(f"{name:18}{np.median(host[name]):10.3f}{np.median(device[name]):10.3f}{p:10.3f}")
@@ -113,5 +111,8 @@ def compare(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[st
 
 
 if __name__ == "__main__":
+    # Here, not above: a test imports this file beside `upsr_jax.main`, which has a --config too.
+    chosen = define_config_flag()
+    images = flags.DEFINE_integer("images", 2000, "Crops for either.", lower_bound=2)
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(lambda _: main(chosen.value, images.value))

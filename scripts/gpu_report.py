@@ -29,10 +29,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from benchmark import (  # pyright: ignore[reportMissingImports]
-    CONFIG,
-    ONLY,
-    SIZE,
+from benchmark import CONFIG, ONLY, SIZE
+from jax import lax
+from jax.extend import core
+from ml_collections import ConfigDict
+from programs import (
     Row,
     cases,
     compile_program,
@@ -43,9 +44,6 @@ from benchmark import (  # pyright: ignore[reportMissingImports]
     shape_of,
     time_program,
 )
-from jax import lax
-from jax.extend import core
-from ml_collections import ConfigDict
 
 from upsr_jax.cluster.compiler import use_safe_compiler
 from upsr_jax.models.atd import ATD

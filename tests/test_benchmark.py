@@ -5,11 +5,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from programs import cases, count_products
 
 from configs import lite_x4
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "scripts"))
 # What takes long is to compile.
 SMALL = ["--config=configs/tiny.py", "--size=16", "--config.estimator.depths=(1,)"]
 SMALL += ["--config.model.multipliers=(1,)", "--config.model.num_res_blocks=(1,)"]
@@ -47,8 +47,6 @@ def test_rows_are_written_compared_and_their_arithmetic_is_what_the_compiler_cou
 
 
 def test_products_are_counted_wherever_they_stand():
-    from benchmark import count_products  # pyright: ignore[reportMissingImports]
-
     ones, image, kernel = jnp.ones((8, 8)), jnp.ones((1, 16, 16, 4)), jnp.ones((3, 3, 4, 6))
 
     def count(function, *args):
@@ -76,8 +74,6 @@ def test_products_are_counted_wherever_they_stand():
 
 def test_the_arithmetic_of_a_training_step_is_what_is_counted():
     """As the compiler counts it, within 5%: what is neither product nor convolution is little."""
-    from benchmark import cases, count_products  # pyright: ignore[reportMissingImports]
-
     make = next(
         make for name, make, _ in cases(lite_x4.get_config(), 1, 32) if name == "train step"
     )

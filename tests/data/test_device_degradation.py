@@ -1,14 +1,13 @@
 """Degradation on a device: each step against goldens, its draws, and the whole against the host."""
 
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from compare_degradations import compare, degrade_on_device, degrade_on_host, measure
 from golden import golden, nhwc
 from test_degradation import BYTES, DRAWS, IMAGES, assert_frequency, assert_uniform
 
@@ -16,8 +15,6 @@ from configs import released_x4
 from configs.degradations import imagenet_test
 from upsr_jax.data.degradation import device, host
 from upsr_jax.data.degradation.poisson import BINS, CHANCE_BITS, packed_tables
-
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 GOLDEN = golden("degradation")
 WAYS = {"area": device.AREA, "bilinear": device.BILINEAR, "bicubic": device.BICUBIC}
@@ -217,13 +214,6 @@ def test_what_a_batch_shares_is_drawn_from_the_shared_keys(config, counts):
 
 def test_the_distribution_is_the_hosts(config):
     """The script says the same of 2,000 images; here the seeds are fixed, so that luck is."""
-    from compare_degradations import (  # pyright: ignore[reportMissingImports]
-        compare,
-        degrade_on_device,
-        degrade_on_host,
-        measure,
-    )
-
     of_device = measure(*degrade_on_device(config, 200))
     of_host = measure(*degrade_on_host(config, 200))
     assert min(compare(of_host, of_device).values()) > 0.01
