@@ -9,6 +9,7 @@ from upsr_jax.upscale.tiles import (
     noise_window,
     pad_reflect,
     tile_grid,
+    tile_side,
     tile_weights,
 )
 
@@ -80,6 +81,16 @@ def test_means_weigh_all_tiles_in_a_place_alike(length, tile, overlap):
         }
         covering = sum(0 <= place - start < tile for start in starts)
         assert found == {np.float32(1 / covering)}
+
+
+def test_tiles_are_as_large_as_computes_least():
+    assert [tile_side(length, 256, 32) for length in (257, 320, 360, 512, 600, 3000)] == [
+        *(192, 192, 256, 192, 256, 256)
+    ]
+    for length in range(257, 1200, 7):
+        pixels = {side: side * len(tile_grid(length, side, 32)) for side in (128, 192, 256)}
+        assert pixels[tile_side(length, 256, 32)] == min(pixels.values())
+    assert tile_side(300, 64, 32) == 64 and tile_side(300, 192, 130) == 192
 
 
 def test_another_blend_is_refused():

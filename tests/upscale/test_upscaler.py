@@ -102,6 +102,18 @@ def test_the_device_sees_one_shape_however_large_the_image():
     assert shapes == {((4, 64, 64, 3), (4, 256, 256, 3))}
 
 
+@pytest.mark.parametrize(("blend", "side"), [("feather", 192), ("mean", 256)])
+def test_tiles_fit_the_image_except_in_the_released_test(blend, side):
+    shapes = set()
+
+    def record(params, lr, noise):
+        shapes.add(lr.shape)
+        return repeat(params, lr, noise)
+
+    Upscaler(record, {}, blend=blend)(photo(320, 300))
+    assert shapes == {(1, side, side, 3)}
+
+
 def test_pictures_from_several_threads_share_batches_and_come_out_as_alone():
     sizes, images = [], [photo(20 + n, 60, seed=n) for n in range(6)] + [photo(150, 131)]
     started, all_in = threading.Event(), threading.Event()

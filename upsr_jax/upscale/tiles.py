@@ -19,6 +19,17 @@ def tile_grid(length: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, length - tile, tile - overlap), length - tile]
 
 
+def tile_side(length: int, tile: int, overlap: int) -> int:
+    """Choose the side of an axis' tiles: of at most `tile`, that which computes fewest pixels.
+
+    The axis must be longer than `tile`. A last tile that is moved inward computes again what its
+    neighbour does: 512 pixels take three tiles of 256 that overlap by 32, or three of 192. Sides
+    are multiples of 64 from 128 on, since at a tile's edge the networks see less of what is around.
+    """
+    sides = [side for side in range(tile, 127, -64) if side > overlap] or [tile]
+    return min(sides, key=lambda side: side * len(tile_grid(length, side, overlap)))
+
+
 def tile_weights(
     starts: Sequence[int], tile: int, overlap: int, blend: str
 ) -> Float32[np.ndarray, "n tile"]:
