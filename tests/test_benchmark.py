@@ -79,7 +79,8 @@ def test_the_arithmetic_of_a_training_step_is_what_is_counted():
     )
     function, args = make()
     traced = jax.jit(function).trace(*args)
-    costs = traced.lower().cost_analysis()
+    # As for a GPU: the kernels' gradients of CPUs are loops, of which it counts one round.
+    costs = traced.lower(lowering_platforms=("cuda",)).cost_analysis()
     assert costs and 0.95 < costs["flops"] / count_products(traced.jaxpr.jaxpr) < 1.05
 
 

@@ -1,4 +1,4 @@
-"""The convolution of an upsampled image is that, in fewer products."""
+"""Convolutions and their gradients are those of XLA, in fewer or in faster products."""
 
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from upsr_jax.models.build import apply
-from upsr_jax.models.layers import UpsampledConv
+from upsr_jax.models.layers import UpsampledConv, convolve
 
 
 def draw(x: jax.Array) -> Any:
@@ -46,3 +46,44 @@ def test_bfloat16_rounds_the_summed_kernel():
     half = apply(UpsampledConv(4, jnp.bfloat16), draw(x), x)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half, apply(UpsampledConv(4), draw(x), x), atol=0.02)
+
+
+def plain_convolve(x, kernel, padding):
+    names = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=names)
+
+
+def gradient_fn(function, padding):
+    """Jit the gradients of a sum of a convolution's squares by image and kernel."""
+    loss = lambda x, kernel: jnp.sum(function(x, kernel, padding) ** 2)  # noqa: E731
+    return jax.jit(jax.grad(loss, (0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "padding"),
+    [
+        ((2, 37, 53, 3), (3, 3, 3, 5), ((1, 1), (1, 1))),  # 10 rows at once, 7 are left
+        ((1, 600, 8, 4), (2, 2, 4, 6), ((1, 1), (1, 1))),
+        ((3, 5, 7, 4), (1, 1, 4, 2), ((0, 0), (0, 0))),
+        ((2, 9, 9, 4), (5, 3, 4, 2), ((2, 2), (0, 1))),
+    ],
+)
+def test_a_convolutions_gradients_are_those_of_xla(image, kernel, padding):
+    with jax.enable_x64(True):
+        x, weights = (
+            jax.random.normal(jax.random.key(i), shape, jnp.float64)
+            for i, shape in enumerate((image, kernel))
+        )
+        found = gradient_fn(convolve, padding)(x, weights)
+        expected = gradient_fn(plain_convolve, padding)(x, weights)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), found, expected)
+
+
+def test_only_a_cpu_computes_a_kernels_gradient_in_loops():
+    traced = gradient_fn(convolve, ((1, 1), (1, 1))).trace(
+        jnp.ones((1, 8, 8, 4), jnp.bfloat16), jnp.ones((3, 3, 4, 4), jnp.bfloat16)
+    )
+    for platform, convolutions in (("cpu", 2), ("cuda", 3), ("tpu", 3)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.convolution") == convolutions
+        assert ("stablehlo.while" in text) == (platform == "cpu")
