@@ -155,7 +155,7 @@ class UpsampledConv(nn.Module):
         kernel = jnp.einsum("iak,jbl,klcf->abcijf", folds, folds, kernel, precision="highest")
         kernel = rearrange(kernel, "a b c i j f -> a b c (i j f)")
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        u = convolve(x, kernel, ((1, 1), (1, 1)))
+        u: Any = convolve(x, kernel, ((1, 1), (1, 1)))
         u = rearrange(u, "b h w (i j f) -> b h w i j f", i=2, j=2)
         rows = [
             jnp.stack([u[:, i : i + height, j : j + width, i, j] for j in (0, 1)], axis=3)
