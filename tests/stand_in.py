@@ -6,9 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 from photos import draw_photo, enlarge, save
-from tiny_model import random_params
+from tiny_model import random_params, smallest
 
-from configs import tiny
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.upscale.restore import Restoration
 from upsr_jax.weights.model_folder import save_model
@@ -47,7 +46,7 @@ def write_set(folder: Path) -> ConfigDict:
     """Write pairs of different sizes, and a model that fits the config of their evaluation."""
     for seed, (name, size) in enumerate(SIZES.items()):
         write_pair(folder, name, seed, *size)
-    config = tiny.get_config()
+    config = smallest()
     model = str(folder / "model")
     config.eval.update(
         model=model, gt=str(folder / "gt"), lr=str(folder / "lq"), seed=SEED, pictures=2

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from photos import write_photos
-from tiny_model import random_params
+from tiny_model import random_params, smallest
 
 from configs import released_x4, tiny
 from upsr_jax.models.config import ModelConfig
@@ -72,13 +72,12 @@ def run(*flags: str) -> subprocess.CompletedProcess:
 
 def test_one_command_trains_and_evaluates_rows_and_goes_on(tmp_path):
     photos = write_photos(tmp_path / "photos", 2)
-    config = tiny.get_config()
-    sizes = dict(multipliers=(1,), num_res_blocks=(1,), swin_depth=1)
-    config.model.update(sizes)
+    config = smallest()
     save_model(tmp_path / "model", ModelConfig.of(config), random_params(config))
     flags = [
         *(f"--out={tmp_path / 'out'}", "--config=tiny"),
-        *(f"--config.model.{key}={value}" for key, value in sizes.items()),
+        *("--config.model.multipliers=(1,)", "--config.model.num_res_blocks=(1,)"),
+        *("--config.model.swin_depth=1", "--config.estimator.depths=(1,)"),
         *(f"--config.data.folders=('{photos}',)", "--config.data.batch_size=2"),
         *("--config.data.crop_size=64", "--config.loss.lpips_weight=0.0", "--config.train.steps=1"),
         *("--config.train.keep_best=", "--config.train.eval_every=0", "--config.eval.lr="),

@@ -13,6 +13,14 @@ from upsr_jax.models.config import ModelConfig
 from upsr_jax.weights.model_folder import save_model
 
 
+def smallest() -> ConfigDict:
+    """Return `configs/tiny.py` at its least: one level, one layer, which compiles in seconds."""
+    config = tiny.get_config()
+    config.model.update(multipliers=(1,), num_res_blocks=(1,), swin_depth=1)
+    config.estimator.update(depths=(1,))
+    return config
+
+
 def changed(config: ConfigDict, **values: Any) -> ConfigDict:
     """Copy a config with some values changed, named with `__` between the levels."""
     config = config.copy_and_resolve_references()
@@ -45,7 +53,7 @@ def random_params(config: ConfigDict) -> dict[str, Any]:
 
 def save_tiny_model(folder: Path) -> Path:
     """Write the model folder and return it; it samples in one step, which compiles fast."""
-    config = tiny.get_config()
+    config = smallest()
     config.sampler.steps = 1
     save_model(folder, ModelConfig.of(config), random_params(config))
     return folder

@@ -1,17 +1,14 @@
 """A small run for tests on several devices; flags give the folders of photographs and model."""
 
 from ml_collections import ConfigDict
-
-from configs import tiny
+from tiny_model import smallest
 
 SIZE = 64  # of a ground truth
 
 
 def get_config() -> ConfigDict:
     """Return `tiny` at its least: one level, small crops, twenty steps of eight images."""
-    config = tiny.get_config()
-    config.model.update(multipliers=(1,), num_res_blocks=(1,), swin_depth=1)
-    config.estimator.update(depths=(2,))
+    config = smallest()
     config.sampler.update(method="one_step", steps=1)
     config.data.update(batch_size=8, crop_size=SIZE, num_threads=2)
     config.loss.lpips_weight = 0.0

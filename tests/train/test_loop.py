@@ -22,9 +22,8 @@ from flax.traverse_util import flatten_dict
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from photos import draw_photo, read, save, write_photos
-from tiny_model import changed, random_params
+from tiny_model import changed, random_params, smallest
 
-from configs import tiny
 from upsr_jax.data.pipeline import example_names, train_batches
 from upsr_jax.evaluation import watch
 from upsr_jax.evaluation.measure import Measured
@@ -56,9 +55,7 @@ def config(tmp_path_factory) -> ConfigDict:
     """The least that trains a denoiser: one level, small crops, three photographs."""
     folder = tmp_path_factory.mktemp("data")
     photos = str(write_photos(folder / "photos", 3))
-    config = tiny.get_config()
-    config.model.update(multipliers=(1,), num_res_blocks=(1,), swin_depth=1)
-    config.estimator.update(depths=(2,))
+    config = smallest()
     config.sampler.steps = 1
     config.data.update(folders=(photos,), batch_size=2, crop_size=SIZE, num_threads=2)
     # A denoiser, too: to draw one takes longer to compile than to train.

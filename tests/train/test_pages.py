@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from photos import draw_photo, enlarge, save, write_photos
-from tiny_model import random_params
+from tiny_model import random_params, smallest
 
-from configs import tiny
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.models.rules import flatten
 from upsr_jax.weights.model_folder import load_model, save_model
@@ -65,9 +64,7 @@ def test_fine_tuning_trains_on_pairs(tmp_path):
 def test_distillation_makes_a_model_of_one_step(tmp_path):
     """Its teacher alone gives it estimator and first weights, and goes on being asked for."""
     write_photos(tmp_path / "data/imagenet/train", 3)
-    config = tiny.get_config()
-    config.model.update(multipliers=(1,), num_res_blocks=(1,), swin_depth=1)
-    config.estimator.update(depths=(2,))
+    config = smallest()
     params = random_params(config)
     teacher = "runs/realsr_x4/model"  # as the page has it
     save_model(tmp_path / teacher, ModelConfig.of(config), params)

@@ -10,9 +10,8 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 from photos import enlarge
-from tiny_model import random_params
+from tiny_model import random_params, smallest
 
-from configs import tiny
 from upsr_jax.diffusion import Schedule
 from upsr_jax.models.atd import ATD
 from upsr_jax.models.build import apply
@@ -27,8 +26,7 @@ from upsr_jax.weights.published import load_lpips_vgg
 
 @pytest.fixture
 def config() -> ConfigDict:
-    config = tiny.get_config()
-    config.estimator.update(depths=(2,))
+    config = smallest()
     config.loss.lpips_weight = 0.0
     return config
 

@@ -5,9 +5,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny_model import save_tiny_model
+from tiny_model import save_tiny_model, smallest
 
-from configs import tiny
 from upsr_jax.evaluation.metric_list import load_pristine_model
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.weights.model_folder import load_model, load_networks, save_model
@@ -62,7 +61,7 @@ def test_missing_package_is_named(monkeypatch):
 def test_networks_are_loaded_for_a_config_like_main_s(tmp_path):
     folder = save_tiny_model(tmp_path / "tiny")
     stored = load_model(folder)[1]["estimator"]
-    config = tiny.get_config()
+    config = smallest()
     config.diffusion.kappa += 1  # the networks may be trained on with another
     config.lock()  # as main's is
     jax.tree.map(
@@ -73,7 +72,7 @@ def test_networks_are_loaded_for_a_config_like_main_s(tmp_path):
 
 
 def test_other_and_missing_networks_are_named(tmp_path):
-    config = tiny.get_config()
+    config = smallest()
     folder = save_tiny_model(tmp_path / "tiny")
     save_model(
         tmp_path / "half", ModelConfig.of(config), {"estimator": load_model(folder)[1]["estimator"]}
