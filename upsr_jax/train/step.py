@@ -77,7 +77,8 @@ def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
 
     def loss_of_student(params, frozen, batch, keys):
         prior, hr = prior_of(frozen, batch["lr"]), batch["hr"]
-        noise = draw_noise(keys, hr)
+        _, key_noise = jax.vmap(jax.random.split, out_axes=1)(keys)  # LPIPS draws from `keys`
+        noise = draw_noise(key_noise, hr)
         teacher_fn = partial(apply, denoiser, frozen["teacher"])
         loss, terms = distillation_loss(
             schedule,
