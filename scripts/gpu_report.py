@@ -228,7 +228,7 @@ def train_programs(config: ConfigDict) -> Iterator[Timed]:
 
 
 def at_batches(name: str, config: ConfigDict) -> Iterator[Row]:
-    """Time a program of `benchmark.cases` at the batch sizes of sampling."""
+    """Time a program of `programs.cases` at the batch sizes of sampling."""
     programs = (
         ({"name": name, "batch": batch}, batch, make_of(config, batch, name))
         for batch in map(int, SAMPLE.value)

@@ -1,7 +1,6 @@
 """The table of ablations: each row is a config that trains, and the command runs them."""
 
 import ast
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sweep
 from photos import write_photos
 from tiny_model import random_params, smallest
 
@@ -21,10 +21,6 @@ from upsr_jax.train.step import make_loss_fn
 from upsr_jax.weights.model_folder import load_model, save_model
 
 ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("sweep", ROOT / "scripts/sweep.py")
-assert spec and spec.loader
-sweep = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sweep)
 
 
 def with_changes(config, changes):
@@ -77,7 +73,7 @@ def test_one_command_trains_and_evaluates_rows_and_goes_on(tmp_path):
     flags = [
         *(f"--out={tmp_path / 'out'}", "--config=tiny"),
         *("--config.model.multipliers=(1,)", "--config.model.num_res_blocks=(1,)"),
-        *("--config.model.swin_depth=1", "--config.estimator.depths=(1,)"),
+        *("--config.model.swin_depth=1", "--config.estimator.depths=(2,)"),
         *(f"--config.data.folders=('{photos}',)", "--config.data.batch_size=2"),
         *("--config.data.crop_size=64", "--config.loss.lpips_weight=0.0", "--config.train.steps=1"),
         *("--config.train.keep_best=", "--config.train.eval_every=0", "--config.eval.lr="),

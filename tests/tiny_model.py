@@ -14,10 +14,10 @@ from upsr_jax.weights.model_folder import save_model
 
 
 def smallest() -> ConfigDict:
-    """Return `configs/tiny.py` at its least: one level, one layer, which compiles in seconds."""
+    """Return `configs/tiny.py` at its least: one level, few layers, which compiles in seconds."""
     config = tiny.get_config()
     config.model.update(multipliers=(1,), num_res_blocks=(1,), swin_depth=1)
-    config.estimator.update(depths=(1,))
+    config.estimator.update(depths=(2,))
     return config
 
 
@@ -51,9 +51,9 @@ def random_params(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def save_tiny_model(folder: Path) -> Path:
-    """Write the model folder and return it; it samples in one step, which compiles fast."""
-    config = smallest()
+def save_tiny_model(folder: Path, config: ConfigDict | None = None) -> Path:
+    """Write a model folder of a config, else the smallest, and return it; one step compiles fast."""
+    config = smallest() if config is None else config
     config.sampler.steps = 1
     save_model(folder, ModelConfig.of(config), random_params(config))
     return folder

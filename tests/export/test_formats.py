@@ -10,6 +10,7 @@ import pytest
 from tiny_model import save_tiny_model
 from typer.testing import CliRunner
 
+import configs.tiny
 from upsr_jax.cli import app
 from upsr_jax.export import formats, web
 from upsr_jax.export.formats import export_file, parse_size
@@ -34,7 +35,8 @@ assert not {"upsr_jax", "flax", "onnx"} & set(sys.modules)
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+    """Write a model that has every part, as each is to be converted."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", configs.tiny.get_config())
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def test_onnx_gives_what_jax_gives_and_says_what_it_is(one_step, converted, arra
     session = onnxruntime.InferenceSession(out)
     expected = run_model(one_step, arrays)
     np.testing.assert_allclose(session.run(None, arrays)[0], expected, rtol=0, atol=1e-4)
-    assert expected.std() > 0.05
+    assert expected.std() > 0.1
     notes = session.get_modelmeta().custom_metadata_map
     assert notes["scale"] == "4" and name_model(one_step) in notes["source"]
     assert notes["license"] == "not stated in the model folder"

@@ -55,7 +55,10 @@ def plain_convolve(x, kernel, padding):
 
 def gradient_fn(function, padding):
     """Jit the gradients of a sum of a convolution's squares by image and kernel."""
-    loss = lambda x, kernel: jnp.sum(function(x, kernel, padding) ** 2)  # noqa: E731
+
+    def loss(x, kernel):
+        return jnp.sum(function(x, kernel, padding) ** 2)
+
     return jax.jit(jax.grad(loss, (0, 1)))
 
 

@@ -382,8 +382,8 @@ def test_training_starts_from_a_model_or_from_the_seed(config):
 
 def test_what_fits_is_taken_from_a_model_of_other_sizes(config, caplog):
     mesh = create_mesh(-1, 1)
-    # A wider head, a deeper network: some arrays have other shapes, some have no counterpart.
-    other = changed(config, network="estimator", estimator__depths=(2,), estimator__mlp_ratio=2)
+    # A wider head, a shallower network: some arrays have other shapes, some have no counterpart.
+    other = changed(config, network="estimator", estimator__depths=(1,), estimator__mlp_ratio=2)
     with pytest.raises(ValueError, match=r"has another config\.estimator: depths"):
         create_sharded_state(other, optax.sgd(0.1), mesh)
     other.pretrained.strict = False

@@ -50,19 +50,19 @@ def _convolve_fwd(x, kernel, padding):
 
 def _convolve_bwd(padding, residuals, gradient):
     x, kernel = residuals
-    of_x = jax.linear_transpose(lambda x: _convolve(x, kernel, padding), x)
+    (of_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel, padding), x)(gradient)
 
     def by_xla(x, kernel, gradient):
-        return jax.linear_transpose(lambda kernel: _convolve(x, kernel, padding), kernel)(gradient)
+        return jax.linear_transpose(lambda k: _convolve(x, k, padding), kernel)(gradient)[0]
 
     by_products = partial(_kernel_gradient, padding=padding)
     of_kernel = lax.platform_dependent(x, kernel, gradient, cpu=by_products, default=by_xla)
-    return *of_x(gradient), *of_kernel
+    return of_x, of_kernel
 
 
 def _kernel_gradient(
     x: jax.Array, kernel: jax.Array, gradient: jax.Array, padding: Padding
-) -> tuple[jax.Array]:
+) -> jax.Array:
     """Sum the products of each pixel's neighbourhood and gradient, some rows at a time.
 
     Each image has a sum of its own, so that images can be split over devices.
@@ -90,7 +90,7 @@ def _kernel_gradient(
         (images, tall * wide * channels, features), jnp.promote_types(x.dtype, jnp.float32)
     )
     total, _ = lax.scan(add, total, jnp.arange(0, height, rows))
-    return (total.sum(axis=0).astype(kernel.dtype).reshape(kernel.shape),)
+    return total.sum(axis=0).astype(kernel.dtype).reshape(kernel.shape)
 
 
 convolve.defvjp(_convolve_fwd, _convolve_bwd)
