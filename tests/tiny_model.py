@@ -53,7 +53,7 @@ def random_params(config: ConfigDict) -> dict[str, Any]:
 
 def save_tiny_model(folder: Path, config: ConfigDict | None = None) -> Path:
     """Write a model folder of a config, or the smallest, and return it; it samples in one step."""
-    config = config or smallest()
-    config.sampler.steps = 1
-    save_model(folder, ModelConfig.of(config), random_params(config))
+    chosen = config or smallest()
+    chosen.sampler.steps = 1
+    save_model(folder, ModelConfig.of(chosen), random_params(chosen))
     return folder
