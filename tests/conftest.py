@@ -1,10 +1,18 @@
 import importlib.util
+import os
 import shutil
+import tempfile
 
 from upsr_jax.cluster.compiler import use_safe_compiler
 
 # Before any test starts JAX: they test what the commands run.
 use_safe_compiler()
+# Nor does a test compile what another has, in whatever process of this run.
+CACHE, SIZE = "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"
+OWN_CACHE = None if CACHE in os.environ else tempfile.mkdtemp(prefix="upsr_jax_tests_")
+if OWN_CACHE:
+    # With a size, which is never reached, processes wait for one another's writing.
+    os.environ |= {CACHE: OWN_CACHE, SIZE: str(100 * 2**30)}
 
 # PyTorch is an extra, to compare with; everything else must pass without it.
 TORCH_TESTS = ["weights/test_with_torch.py", "train/test_train_in_bfloat16.py"]
@@ -35,3 +43,8 @@ def pytest_report_header() -> list[str]:
             f"{' and '.join(BROWSER_TESTS)} are left out, as they need chromium on the PATH"
         )
     return lines
+
+
+def pytest_unconfigure() -> None:
+    if OWN_CACHE:
+        shutil.rmtree(OWN_CACHE, ignore_errors=True)

@@ -40,7 +40,6 @@ def run(monkeypatch):
         return upscaler.Upscaler(repeat_unless_black, {}, tile, recipe=options)
 
     monkeypatch.setattr(upscaler.Upscaler, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
 
     def invoke(*arguments):
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -523,7 +522,6 @@ def test_sampling_options_reach_the_model(tmp_path, monkeypatch):
         return upscaler.Upscaler(repeat_unless_black, {}, tile)
 
     monkeypatch.setattr(upscaler.Upscaler, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
     a = save(tmp_path / "a.png", photo(5, 7))
     options = ["--steps", "3", "--sampler", "ancestral", "--min-noise", "0.2", "--fidelity", "0.5"]
     result = CliRunner().invoke(app, ["upscale", str(a), "--out", str(tmp_path / "o"), *options])
@@ -570,6 +568,7 @@ def test_the_command_upscales_with_a_model_folder(tmp_path):
     model = save_tiny_model(tmp_path / "tiny")
     a = save(tmp_path / "a.png", photo(30, 40))
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    del environment["JAX_COMPILATION_CACHE_DIR"]
     command = [sys.executable, "-c", "from upsr_jax.cli import app; app()"]
 
     def upscale(out):
@@ -612,7 +611,6 @@ def test_a_missing_device_is_one_sentence(arguments, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "a.png", photo(5, 7))
-    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
     monkeypatch.setattr(jax, "devices", fail)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     result = CliRunner().invoke(app, arguments)

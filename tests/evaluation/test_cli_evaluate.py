@@ -13,7 +13,6 @@ from photos import photo, read, save
 from stand_in import write_set
 from typer.testing import CliRunner
 
-from upsr_jax import cli
 from upsr_jax.cli import app
 from upsr_jax.evaluation import report
 from upsr_jax.evaluation import run as run_module
@@ -26,7 +25,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def run(monkeypatch):
     """Run `upsr`; give exit code, output and errors."""
-    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

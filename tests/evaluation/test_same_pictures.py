@@ -44,9 +44,8 @@ def run(*arguments):
     assert result.exit_code == 0, result.output
 
 
-def test_both_commands_write_the_same_files(model, photos, tmp_path, monkeypatch):
+def test_both_commands_write_the_same_files(model, photos, tmp_path):
     """Three photos run whole, three in tiles."""
-    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
     options = ["--model", model, "--seed", SEED, "--tile", 64, "--fidelity", 0.25]
     run("upscale", photos, "--out", tmp_path / "upscaled", "--format", "png", *options)
     run("evaluate", "--images", photos, "--out", tmp_path / "evaluated", *options)

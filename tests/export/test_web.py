@@ -182,9 +182,8 @@ def photo(tmp_path_factory):
 
 
 def test_its_pixels_are_the_commands_and_it_works_when_its_server_is_gone(
-    browser, folder, photo, tmp_path, monkeypatch
+    browser, folder, photo, tmp_path
 ):
-    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
     out = tmp_path / "command.png"
     command = ["upscale", str(photo), "--out", str(out), "--tile", str(TILE)]
     result = CliRunner().invoke(cli.app, command)

@@ -15,5 +15,5 @@ def get_config() -> ConfigDict:
     config.train.update(
         steps=20, ema_decay=0.9, log_every=1, checkpoint_every=10, keep_best="", eval_every=0
     )
-    config.eval.update(lr="", crop_size=SIZE, max_images=1, pictures=1)
+    config.eval.update(lr="", crop_size=SIZE, max_images=1, pictures=1, metrics=("psnr_y",))
     return config

@@ -13,12 +13,14 @@ from photos import save
 from tiny_model import save_tiny_model
 
 PICTURES = 60  # so many that three ends leave some
+# A CPU cuts its sums by the number of threads, which would grow with simulated devices.
+THREADS = {"NPROC": "8"}
 COMMAND = [sys.executable, "-c", "from upsr_jax.cli import app; app()", "upscale"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder of a model, of a cache, and of mixed pictures: grey, see-through, of many tiles."""
+    """A folder of a model and of mixed pictures: grey, see-through, of many tiles."""
     folder = tmp_path_factory.mktemp("collection")
     save_tiny_model(folder / "model")
     generator = np.random.default_rng(0)
@@ -38,11 +40,6 @@ def command(folder: Path, out: Path) -> list[str]:
     return [*COMMAND, str(folder / "in"), *options]
 
 
-def environment(folder: Path) -> dict[str, str]:
-    # A CPU cuts its sums by the number of threads, which would grow with simulated devices.
-    return {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "NPROC": "8"}
-
-
 def files_of(out: Path) -> dict[str, bytes]:
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*.png")}
 
@@ -55,7 +52,7 @@ def marks_of(out: Path) -> dict[Path, tuple[int, int]]:
 @pytest.fixture(scope="module")
 def alone(folder) -> dict[str, bytes]:
     """The files that all others are compared with: one process, one device."""
-    (run,) = launch(command(folder, folder / "alone"), env=environment(folder))
+    (run,) = launch(command(folder, folder / "alone"), env=THREADS)
     assert run.stdout == f"{PICTURES} of {PICTURES} upscaled into {folder / 'alone'}\n"
     assert run.stderr == ""
     files = files_of(folder / "alone")
@@ -66,14 +63,14 @@ def alone(folder) -> dict[str, bytes]:
 def test_a_picture_on_its_own_gives_the_same_file(folder, alone, tmp_path):
     picture = folder / "in" / "sub1" / "007.png"
     options = ["--out", str(tmp_path), "--model", str(folder / "model"), "--tile", "64"]
-    launch([*COMMAND, str(picture), *options], env=environment(folder))
+    launch([*COMMAND, str(picture), *options], env=THREADS)
     assert files_of(tmp_path) == {"007.png": alone["sub1/007.png"]}
 
 
 def test_stops_and_kills_lose_and_repeat_nothing_on_eight_devices(folder, alone, tmp_path):
     earlier: dict[Path, tuple[int, int]] = {}
     for signal_sent in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
-        with running(command(folder, tmp_path), devices=8, env=environment(folder)) as (process,):
+        with running(command(folder, tmp_path), devices=8, env=THREADS) as (process,):
             deadline = time.monotonic() + 100
             while len(files_of(tmp_path)) < len(earlier) + 1:
                 running_still = process.popen.poll() is None
@@ -86,7 +83,7 @@ def test_stops_and_kills_lose_and_repeat_nothing_on_eight_devices(folder, alone,
         earlier = marks
         assert files_of(tmp_path).items() <= alone.items()
     assert len(earlier) < PICTURES  # or nothing was stopped
-    (run,) = launch(command(folder, tmp_path), devices=8, env=environment(folder))
+    (run,) = launch(command(folder, tmp_path), devices=8, env=THREADS)
     line = f"{PICTURES} of {PICTURES} upscaled into {tmp_path}, {len(earlier)} of them earlier\n"
     assert run.stdout == line
     assert files_of(tmp_path) == alone
@@ -96,7 +93,7 @@ def test_stops_and_kills_lose_and_repeat_nothing_on_eight_devices(folder, alone,
 
 
 def test_two_processes_share_a_folder(folder, alone, tmp_path):
-    runs = launch(command(folder, tmp_path), processes=2, devices=2, env=environment(folder))
+    runs = launch(command(folder, tmp_path), processes=2, devices=2, env=THREADS)
     counts = []
     for process_id, run in enumerate(runs):
         line = rf"process {process_id} of 2: (\d+) of \1 upscaled into {tmp_path}\n"

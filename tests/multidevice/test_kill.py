@@ -9,9 +9,6 @@ from test_topologies import command  # noqa: F401, the fixture
 def test_three_kills_change_nothing(command, tmp_path):  # noqa: F811
     script = [sys.executable, str(ROOT / "scripts" / "kill_test.py"), "--kills", "3"]
     flags = [*command[3:], "--config.train.checkpoint_every=3"]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}  # one for all starts
-    (result,) = launch(
-        [*script, "--folder", str(tmp_path / "runs"), "--", *flags], timeout=500, env=cache
-    )
+    (result,) = launch([*script, "--folder", str(tmp_path / "runs"), "--", *flags], timeout=500)
     assert result.stdout.count("kill ") == 3
     assert "the same: step 20, " in result.stdout

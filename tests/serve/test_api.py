@@ -56,8 +56,7 @@ def as_the_command_writes(model, folder, data, *options):
     return out.read_bytes()
 
 
-def test_an_answer_is_what_the_command_writes(client, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
+def test_an_answer_is_what_the_command_writes(client, model, tmp_path):
     answer = post(client, name="C:\\my photos\\ä.b.png")
     assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
     assert answer.headers["content-disposition"].endswith("filename*=UTF-8''%C3%A4.b.png")

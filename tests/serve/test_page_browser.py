@@ -54,10 +54,7 @@ def left_of(element):
     return f"(({element}).getBoundingClientRect().left)"
 
 
-def test_a_photo_goes_in_and_what_the_command_writes_comes_out(
-    page, folder, model, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
+def test_a_photo_goes_in_and_what_the_command_writes_comes_out(page, folder, model, tmp_path):
     photo = save(tmp_path / "my photo.png", draw_photo(2, 45, 60))
     upload(page, photo)
     assert "240 × 180 pixels" in page.run("document.querySelector('#about').innerText")

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,6 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax.traverse_util import flatten_dict
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from photos import draw_photo, read, save, write_photos
 from tiny_model import changed, random_params, smallest
@@ -37,17 +35,6 @@ from upsr_jax.train.step import make_loss_fn
 from upsr_jax.weights.model_folder import load_model, save_model
 
 SIZE = 64  # of a ground truth
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory) -> Iterator[None]:
-    """Every run compiles the same programs: keep them, in a folder of this module."""
-    before = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from upsr_jax.upscale import doctor
 def test_this_installation_is_sound(tmp_path, monkeypatch):
     """The whole of it, with the built-in model."""
     monkeypatch.setenv("UPSR_MODELS", str(tmp_path / "models"))
-    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: tmp_path)
     result = CliRunner().invoke(cli.app, ["doctor"])
     assert result.exit_code == 0, result.output
     assert result.stderr == "" and result.stdout.endswith("\nnothing is wrong\n")
@@ -77,7 +76,6 @@ def test_no_place_for_compiled_programs_is_named():
 def test_what_is_wrong_makes_it_fail(monkeypatch):
     findings = [doctor.Finding("a", "good"), doctor.Finding("b", "bad", "b is wrong: cure it")]
     monkeypatch.setattr(doctor, "examine", lambda programs: findings)
-    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
     result = CliRunner().invoke(cli.app, ["doctor"])
     assert (result.exit_code, result.stderr) == (1, "wrong: b is wrong: cure it\n")
     assert result.stdout.split() == ["a", "good", "b", "bad"]
