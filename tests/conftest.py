@@ -3,15 +3,11 @@ import os
 import shutil
 import tempfile
 
-from upsr_jax.cluster.compiler import use_safe_compiler
-
-# Before any test starts JAX: they test what the commands run.
-use_safe_compiler()
-# Nor does a test compile what another has, in whatever process of this run.
+# No test compiles what another has, in whatever process of this run. JAX reads it when it is
+# imported; with a size, which is never reached, processes wait for one another's writing.
 CACHE, SIZE = "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"
 OWN_CACHE = None if CACHE in os.environ else tempfile.mkdtemp(prefix="upsr_jax_tests_")
 if OWN_CACHE:
-    # With a size, which is never reached, processes wait for one another's writing.
     os.environ |= {CACHE: OWN_CACHE, SIZE: str(100 * 2**30)}
 
 # PyTorch is an extra, to compare with; everything else must pass without it.
@@ -29,6 +25,17 @@ collect_ignore = [
 ]
 
 
+def pytest_configure() -> None:
+    from upsr_jax.cluster.compiler import use_safe_compiler
+
+    use_safe_compiler()  # before any test starts JAX: they test what the commands run
+
+
+def pytest_unconfigure() -> None:
+    if OWN_CACHE:
+        shutil.rmtree(OWN_CACHE, ignore_errors=True)
+
+
 def pytest_report_header() -> list[str]:
     lines = []
     if WITHOUT_TORCH:
@@ -43,8 +50,3 @@ def pytest_report_header() -> list[str]:
             f"{' and '.join(BROWSER_TESTS)} are left out, as they need chromium on the PATH"
         )
     return lines
-
-
-def pytest_unconfigure() -> None:
-    if OWN_CACHE:
-        shutil.rmtree(OWN_CACHE, ignore_errors=True)
