@@ -99,6 +99,7 @@ def get_config() -> ConfigDict:
                 lpips_dtype="float32",
                 lpips_jitter=False,  # moves both images of LPIPS by 0 or 1 pixel along each axis
                 released_lpips_range=False,
+                ssim_weight=0.0,  # of 1 - SSIM of luma
                 consistency_weight=0.0,  # of both ways of a teacher's map, see `distil_x4`
             ),
             schedule=dict(

@@ -138,6 +138,7 @@ def check(config: ConfigDict, remat: str) -> None:
         "model.residual": (config.model.residual, True),
         "prior.condition": (config.prior.condition, "estimate"),
         "loss.released_lpips_range": (config.loss.released_lpips_range, False),
+        "loss.ssim_weight": (config.loss.ssim_weight, 0.0),
         "dtype": (config.dtype, "float32"),
         "pretrained.teacher": (config.pretrained.teacher, ""),
         "train.remat": (remat, "none"),

@@ -22,7 +22,10 @@ SCHEDULE = Schedule.create(**CONFIG.diffusion)
 
 
 def never(*_):
-    raise AssertionError("LPIPS without weight must not cost anything")
+    raise AssertionError("a distance without weight must not cost anything")
+
+
+NO_LPIPS = {"lpips": (0.0, never)}
 
 
 def test_diffusion_loss_and_its_gradients_are_pytorchs():
@@ -44,7 +47,7 @@ def test_diffusion_loss_and_its_gradients_are_pytorchs():
             lr,
             **CONFIG.prior,
         )
-        loss, terms = diffusion_loss(SCHEDULE, denoise, never, prior, hr, noise, t, 0.0)
+        loss, terms = diffusion_loss(SCHEDULE, denoise, NO_LPIPS, prior, hr, noise, t)
         return loss, (terms, seen)
 
     with jax.enable_x64(True):
@@ -80,7 +83,7 @@ def test_estimator_loss_is_pytorchs():
         params = estimator_from_torch(weights("atd_tiny"), CONFIG.estimator)
         loss, terms = jax.jit(
             lambda params, lr, hr: estimator_loss(
-                lambda image: apply(ATD(**CONFIG.estimator), params, image), never, lr, hr, 0.0
+                lambda image: apply(ATD(**CONFIG.estimator), params, image), NO_LPIPS, lr, hr
             )
         )(params, 2 * nhwc(expected["x"]) - 1, 2 * nhwc(expected["target"]) - 1)
     assert float(loss) == pytest.approx(float(expected["l1"]), rel=1e-7)
@@ -92,23 +95,25 @@ def distance(image: jax.Array, reference: jax.Array) -> jax.Array:
     return jnp.mean(jnp.abs(image - reference), axis=(1, 2, 3))
 
 
-def test_lpips_sees_the_clipped_prediction_and_has_its_weight():
+def test_distances_see_the_clipped_prediction_and_have_their_weights():
+    distances = {"lpips": (0.25, distance), "twice": (0.5, lambda *images: 2 * distance(*images))}
     hr = jnp.full((2, 8, 8, 3), 0.5)
     predicted = jnp.full((2, 8, 8, 3), 3.0).at[1].set(-0.25)
     prior = Prior(hr, hr, jnp.ones_like(hr), jnp.zeros((2, 2, 2, 96)))
     loss, terms = diffusion_loss(
-        SCHEDULE, lambda *_: predicted, distance, prior, hr, hr, jnp.array([0, 4]), 0.25
+        SCHEDULE, lambda *_: predicted, distances, prior, hr, hr, jnp.array([0, 4])
     )
     assert terms["mse"] == pytest.approx([2.5**2, 0.75**2])
     assert terms["lpips"] == pytest.approx([0.5, 0.75])
-    assert loss == pytest.approx((2.5**2 + 0.75**2 + 0.25 * (0.5 + 0.75)) / 2)
+    assert terms["twice"] == pytest.approx([1.0, 1.5])
+    assert loss == pytest.approx((2.5**2 + 0.75**2 + 1.25 * (0.5 + 0.75)) / 2)
 
     loss, terms = estimator_loss(
-        lambda _: (predicted + 1) / 2, distance, jnp.zeros((2, 2, 2, 3)), hr, 0.25
+        lambda _: (predicted + 1) / 2, distances, jnp.zeros((2, 2, 2, 3)), hr
     )
     assert terms["l1"] == pytest.approx([2.5 / 2, 0.75 / 2])  # in unit range
     assert terms["lpips"] == pytest.approx([0.5, 0.75])
-    assert loss == pytest.approx(((2.5 + 0.75) / 2 + 0.25 * (0.5 + 0.75)) / 2)
+    assert loss == pytest.approx(((2.5 + 0.75) / 2 + 1.25 * (0.5 + 0.75)) / 2)
 
 
 def test_the_network_sees_the_schedules_timesteps():
@@ -122,7 +127,7 @@ def test_the_network_sees_the_schedules_timesteps():
         seen.update(x=pixel_shuffle(x), timesteps=timesteps, condition=condition)
         return hr
 
-    loss, _ = diffusion_loss(SCHEDULE, denoise, never, prior, hr, noise, jnp.asarray(t), 0.0)
+    loss, _ = diffusion_loss(SCHEDULE, denoise, NO_LPIPS, prior, hr, noise, jnp.asarray(t))
     assert loss == 0
     np.testing.assert_array_equal(seen["timesteps"], t)
     assert seen["condition"] is prior.condition
@@ -162,8 +167,9 @@ def distil(student, lpips_weight: float = 0.0, consistency_weight: float = 1.0):
         return student(pixel_shuffle(x), int(t[0]), pixel_shuffle(condition[..., 48:]))
 
     target = sample(SCHEDULE, teach, prior, noise)
+    distances = {"lpips": (lpips_weight, distance)}
     loss, terms = distillation_loss(
-        *(SCHEDULE, learn, distance, prior, hr, target, noise, lpips_weight, consistency_weight)
+        SCHEDULE, learn, distances, prior, hr, target, noise, consistency_weight
     )
     x_t = y + 2.5 * np.sqrt(ETAS[-1]) * weight * noise
     return loss, terms, x_t

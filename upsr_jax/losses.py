@@ -1,6 +1,6 @@
 """Training losses of the denoiser and the estimator. They take functions, never models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +11,26 @@ from upsr_jax.ops import pixel_unshuffle
 from upsr_jax.prior import Prior
 
 Image = Float[Array, "b h w 3"]
-LpipsFn = Callable[[Image, Image], Float[Array, "b"]]
+DistanceFn = Callable[[Image, Image], Float[Array, "b"]]
+# By the name of the term: its weight, and the function of an image and its reference.
+Distances = Mapping[str, tuple[float, DistanceFn]]
 Loss = tuple[Float[Array, ""], dict[str, Float[Array, "b"]]]
 
 
 def diffusion_loss(
     schedule: Schedule,
     denoise_fn: Callable[..., Image],
-    lpips_fn: LpipsFn,
+    distances: Distances,
     prior: Prior,
     hr: Image,
     noise: Image,
     t: Int[Array, "b"],
-    lpips_weight: float,
 ) -> Loss:
     """Measure how well x_0 is predicted from x_t (arXiv 2503.18512, Sec. 3.3).
 
-    The loss is the mean squared error over all pixels plus `lpips_weight` times LPIPS of the
-    clipped prediction. `hr` and `noise` are signed and standard normal, at full resolution; `t`
-    holds 0-based steps. `lpips_fn` is not called where its weight is 0.
+    The loss is the mean squared error over all pixels plus `distances`, as LPIPS, of the clipped
+    prediction to the ground truth, each times its weight; one of weight 0 is not called. `hr` and
+    `noise` are signed and standard normal, at full resolution; `t` holds 0-based steps.
 
     Returns:
       The mean loss, and the terms of every image.
@@ -41,18 +42,17 @@ def diffusion_loss(
     timesteps = jnp.asarray(schedule.timesteps)[t]
     predicted = denoise_fn(scale_input(schedule, x_t, t), timesteps, prior.condition)
     mse = jnp.mean((predicted - hr) ** 2, axis=(1, 2, 3))
-    return _with_lpips({"mse": mse}, mse, lpips_fn, predicted, hr, lpips_weight)
+    return _with_distances({"mse": mse}, mse, distances, predicted, hr)
 
 
 def distillation_loss(
     schedule: Schedule,
     denoise_fn: Callable[..., Image],
-    lpips_fn: LpipsFn,
+    distances: Distances,
     prior: Prior,
     hr: Image,
     target: Image,
     noise: Image,
-    lpips_weight: float,
     consistency_weight: float,
 ) -> Loss:
     """Measure how well one step gives what a teacher gives in several (SinSR, arXiv 2311.14760).
@@ -66,8 +66,9 @@ def distillation_loss(
       learns the way back, too;
     - `consistency_weight` times "truth", from f(f(x_0, y, 0), y, T) to the ground truth x_0,
       without a gradient of the inner f (Eq. 8);
-    - `lpips_weight` times LPIPS of the clipped f(x_T, y, T) to the ground truth, which a teacher
-      misses (residual-shifting distillation, arXiv 2503.13358, Sec. 3.4 and Eq. 13).
+    - `distances`, as LPIPS, of the clipped f(x_T, y, T) to the ground truth, which a teacher
+      misses (residual-shifting distillation, arXiv 2503.13358, Sec. 3.4 and Eq. 13), each times
+      its weight.
 
     UPSR's x_T = y_bic + kappa sqrt(eta_T) w_u noise has another deviation at each pixel, which y
     tells. It is predicted as the network sees it, scaled to about unit variance, or a large kappa
@@ -96,17 +97,16 @@ def distillation_loss(
         inverted = jax.lax.stop_gradient(predict(scale_input(schedule, hr, 0), 0))
         terms["truth"] = error(predict(inverted, last), hr)
         loss += consistency_weight * (terms["inverse"] + terms["truth"])
-    return _with_lpips(terms, loss, lpips_fn, predicted, hr, lpips_weight)
+    return _with_distances(terms, loss, distances, predicted, hr)
 
 
 def estimator_loss(
     estimate_fn: Callable[[Array], Array],
-    lpips_fn: LpipsFn,
+    distances: Distances,
     lr: Float[Array, "b h w 3"],
     hr: Float[Array, "b 4*h 4*w 3"],
-    lpips_weight: float,
 ) -> Loss:
-    """Measure the estimator's mean absolute error in unit range, plus LPIPS if it has a weight.
+    """Measure the estimator's mean absolute error in unit range, plus weighted `distances`.
 
     `lr` and `hr` are signed; `estimate_fn` maps unit images to unit images. arXiv 2401.08209,
     Sec. 4.1, on Real-ESRGAN's degradations.
@@ -116,7 +116,7 @@ def estimator_loss(
     """
     estimate = 2 * estimate_fn((lr + 1) / 2) - 1
     l1 = jnp.mean(jnp.abs(estimate - hr), axis=(1, 2, 3)) / 2
-    return _with_lpips({"l1": l1}, l1, lpips_fn, estimate, hr, lpips_weight)
+    return _with_distances({"l1": l1}, l1, distances, estimate, hr)
 
 
 def draw_moves(keys: Key[Array, "b"]) -> Bool[Array, "b 2"]:
@@ -140,10 +140,11 @@ def move(image: Image, moves: Bool[Array, "b 2"]) -> Image:
     return image
 
 
-def _with_lpips(
-    terms: dict, loss: Array, lpips_fn: LpipsFn, image: Image, hr: Image, weight: float
+def _with_distances(
+    terms: dict, loss: Array, distances: Distances, image: Image, hr: Image
 ) -> Loss:
-    if weight:
-        terms["lpips"] = lpips_fn(jnp.clip(image, -1, 1), hr)
-        loss += weight * terms["lpips"]
+    for name, (weight, distance_fn) in distances.items():
+        if weight:
+            terms[name] = distance_fn(jnp.clip(image, -1, 1), hr)
+            loss += weight * terms[name]
     return jnp.mean(loss), terms

@@ -63,6 +63,20 @@ def test_ssim_of_equal_and_of_inverted_images():
     np.testing.assert_array_equal(ssim_y(noise, 1 - noise), [0, 0])
 
 
+def test_the_ssim_to_learn_from_is_smooth_and_ssim_but_for_rounding():
+    """Also where it is negative, and from any direction in which a picture can change."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        a, noise, step = (jnp.asarray(rng.uniform(0, 1, (2, 16, 20, 3))) for _ in range(3))
+        b = 0.8 * a + 0.2 * noise
+        np.testing.assert_allclose(1 - metrics.ssim_loss(a, b), ssim_y(a, b), atol=1e-3)
+        for image in (b, 1 - b):
+            ahead, behind = (metrics.ssim_loss(image + s * step, a) for s in (1e-6, -1e-6))
+            slope = jax.jvp(lambda x: metrics.ssim_loss(x, a), (image,), (step,))[1]
+            np.testing.assert_allclose(slope, (ahead - behind) / 2e-6, rtol=1e-5)
+        assert (metrics.ssim_loss(1 - a, a) > 1.5).all() and not ssim_y(1 - a, a).any()
+
+
 def test_ssim_window_is_eleven_pixels_wide():
     """A changed corner reaches the one window that holds it, and no window further in."""
     grey = jnp.full((1, 22, 22, 3), 0.5)

@@ -13,6 +13,7 @@ from photos import enlarge
 from tiny_model import random_params, smallest
 
 from upsr_jax.diffusion import Schedule
+from upsr_jax.metrics import ssim_loss
 from upsr_jax.models.atd import ATD
 from upsr_jax.models.build import apply
 from upsr_jax.models.lpips import LPIPS
@@ -210,6 +211,19 @@ def test_lpips_gets_signed_images_or_those_of_the_released_training(config, rele
     images = images_for_lpips(config, monkeypatch, lr, hr)
     for image, value in zip(images, expected, strict=True):
         np.testing.assert_allclose(image, np.full((2, 16, 16, 3), value), atol=1e-6)
+
+
+def test_ssim_gets_images_in_unit_range_and_its_weight(config, monkeypatch):
+    monkeypatch.setattr(train_step_module, "apply", lambda network, params, image: enlarge(image))
+    config.network = "estimator"
+    config.loss.ssim_weight = 2.0
+    rng = np.random.default_rng(0)
+    lr, hr = (jnp.asarray(rng.uniform(-1, 1, (2, size, size, 3)), jnp.float32) for size in (4, 16))
+    keys = jax.random.split(jax.random.key(0), 2)
+    loss, terms = make_loss_fn(config, "none")({}, {}, {"lr": lr, "hr": hr}, keys)
+    expected = jnp.mean(ssim_loss((enlarge(lr) + 1) / 2, (hr + 1) / 2))
+    assert terms["ssim_loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert loss == pytest.approx(float(terms["l1"] + 2 * expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("jitter", [False, True])

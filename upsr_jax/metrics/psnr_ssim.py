@@ -5,6 +5,7 @@ clip a network's output to [0, 1] first, and don't round it. Published numbers a
 (`jax.enable_x64`); float32 is within 1e-4 of them. For `sizes` see `metrics.canvas`.
 """
 
+from collections.abc import Callable
 from functools import reduce
 
 import jax.numpy as jnp
@@ -45,6 +46,24 @@ def ssim_y(
     contrast-structure term counts as 0. Sides must be at least 11; an image on the canvas that is
     smaller than that gives NaN.
     """
+    luminance, structure = _ssim_factors(a, b, jnp.round)
+    windows = window_count(sizes, SSIM_WINDOW, stride=1, padding=0)
+    return mean_inside(luminance * jnp.maximum(structure, 0), windows)
+
+
+def ssim_loss(a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
+    """Measure 1 - SSIM on Y of each pair of unit images, to learn from: 0..2.
+
+    As `ssim_y`, but Y is not rounded and negative terms count, so that all has a gradient.
+    """
+    luminance, structure = _ssim_factors(a, b, lambda y: y)
+    return 1 - jnp.mean(luminance * structure, axis=(1, 2))
+
+
+def _ssim_factors(
+    a: Array, b: Array, round_fn: Callable[[Array], Array]
+) -> tuple[Float[Array, "b h2 w2"], Float[Array, "b h2 w2"]]:
+    """Compare luminance, and contrast with structure, in every window."""
     check_pair(a, b)
     if min(a.shape[1:3]) < SSIM_WINDOW:
         raise ValueError(
@@ -52,15 +71,13 @@ def ssim_y(
         )
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     middle = 128.0  # centred, as a variance is a small difference of squares
-    x, y = jnp.round(luma(a)) - middle, jnp.round(luma(b)) - middle
+    x, y = round_fn(luma(a)) - middle, round_fn(luma(b)) - middle
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = window_means(jnp.stack([x, y, x * x, y * y, x * y]))
     variance_sum = mean_xx - mean_x**2 + mean_yy - mean_y**2
     covariance = mean_xy - mean_x * mean_y
-    contrast_structure = (2 * covariance + c2) / (variance_sum + c2)
+    structure = (2 * covariance + c2) / (variance_sum + c2)
     mean_x, mean_y = mean_x + middle, mean_y + middle
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    windows = window_count(sizes, SSIM_WINDOW, stride=1, padding=0)
-    return mean_inside(luminance * jnp.maximum(contrast_structure, 0), windows)
+    return (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1), structure
 
 
 def window_means(x: Float[Array, "n b h w"]) -> Float[Array, "n b h2 w2"]:

@@ -61,6 +61,7 @@ ADDED = {
     "data.degrade_on": "host",
     "degradation.simulated_jpeg": False,
     "loss.lpips_jitter": False,
+    "loss.ssim_weight": 0.0,
     "loss.consistency_weight": 0.0,
     "prior.estimate": "network",
     "prior.condition": "estimate",

@@ -66,7 +66,7 @@ KEYS: dict[str, set[str]] = {
     "pretrained": {"estimator", "denoiser", "teacher", "strict"},
     "loss": {
         *("lpips_weight", "lpips_dtype", "lpips_jitter", "released_lpips_range"),
-        "consistency_weight",
+        *("ssim_weight", "consistency_weight"),
     },
     "train": {
         *("steps", "microbatches", "remat", "ema_decay", "log_every", "checkpoint_every"),
@@ -249,6 +249,7 @@ RULES = {
     "data.max_bad_fraction": SHARE,
     "data.degrade_on": one_of("host", "device"),
     "loss.lpips_weight": at_least(0),
+    "loss.ssim_weight": at_least(0),
     "loss.lpips_dtype": one_of("float32", "bfloat16", "float16"),
     "loss.consistency_weight": at_least(0),
     "eval.max_images": at_least(1),

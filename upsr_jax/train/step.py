@@ -11,7 +11,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from upsr_jax.diffusion import Schedule
-from upsr_jax.losses import diffusion_loss, distillation_loss, draw_moves, estimator_loss, move
+from upsr_jax.losses import (
+    Distances,
+    diffusion_loss,
+    distillation_loss,
+    draw_moves,
+    estimator_loss,
+    move,
+)
+from upsr_jax.metrics import ssim_loss
 from upsr_jax.models.build import apply, create_denoiser, create_estimator
 from upsr_jax.models.config import ModelConfig
 from upsr_jax.models.lpips import LPIPS
@@ -35,10 +43,9 @@ def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
     model = ModelConfig.of(config)
     estimator = create_estimator(model, remat if learns else "none")
     lpips = LPIPS(dtype=config.loss.lpips_dtype, remat=remat)
-    weight = config.loss.lpips_weight
 
-    def lpips_of(frozen: Any, keys: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        def distance(image: jax.Array, reference: jax.Array) -> jax.Array:
+    def distances_of(frozen: Any, keys: jax.Array) -> Distances:
+        def lpips_fn(image: jax.Array, reference: jax.Array) -> jax.Array:
             if config.loss.released_lpips_range:  # the released training fed it 2x - 1 of signed x
                 image, reference = 2 * image - 1, 2 * reference - 1
             if config.loss.lpips_jitter:
@@ -46,17 +53,22 @@ def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
                 image, reference = move(image, moves), move(reference, moves)
             return apply(lpips, frozen["lpips"], image, reference)
 
-        return distance
+        def ssim_fn(image: jax.Array, reference: jax.Array) -> jax.Array:
+            return ssim_loss((image + 1) / 2, (reference + 1) / 2)
+
+        return {
+            "lpips": (config.loss.lpips_weight, lpips_fn),
+            "ssim_loss": (config.loss.ssim_weight, ssim_fn),
+        }
 
     if learns:
 
         def loss_of_estimator(params, frozen, batch, keys):
             loss, terms = estimator_loss(
                 lambda image: apply(estimator, params, image),
-                lpips_of(frozen, keys),
+                distances_of(frozen, keys),
                 batch["lr"],
                 batch["hr"],
-                weight,
             )
             return loss, {"loss": loss} | jax.tree.map(jnp.mean, terms)
 
@@ -83,12 +95,11 @@ def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
         loss, terms = distillation_loss(
             schedule,
             partial(apply, denoiser, params),
-            lpips_of(frozen, keys),
+            distances_of(frozen, keys),
             prior,
             hr,
             target=sample(schedule, teacher_fn, prior, noise),
             noise=noise,
-            lpips_weight=weight,
             consistency_weight=config.loss.consistency_weight,
         )
         return loss, {"loss": loss} | jax.tree.map(jnp.mean, terms)
@@ -103,12 +114,11 @@ def make_loss_fn(config: ConfigDict, remat: str) -> LossFn:
         loss, terms = diffusion_loss(
             schedule,
             partial(apply, denoiser, params),
-            lpips_of(frozen, keys),
+            distances_of(frozen, keys),
             prior,
             hr,
             noise=draw_noise(key_noise, hr),
             t=t,
-            lpips_weight=weight,
         )
         has_t = jax.nn.one_hot(t, steps)
         by_t = {
