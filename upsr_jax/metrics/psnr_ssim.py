@@ -5,7 +5,6 @@ clip a network's output to [0, 1] first, and don't round it. Published numbers a
 (`jax.enable_x64`); float32 is within 1e-4 of them. For `sizes` see `metrics.canvas`.
 """
 
-from collections.abc import Callable
 from functools import reduce
 
 import jax.numpy as jnp
@@ -46,7 +45,8 @@ def ssim_y(
     contrast-structure term counts as 0. Sides must be at least 11; an image on the canvas that is
     smaller than that gives NaN.
     """
-    luminance, structure = _ssim_factors(a, b, jnp.round)
+    check_pair(a, b)
+    luminance, structure = _ssim_factors(jnp.round(luma(a)), jnp.round(luma(b)))
     windows = window_count(sizes, SSIM_WINDOW, stride=1, padding=0)
     return mean_inside(luminance * jnp.maximum(structure, 0), windows)
 
@@ -56,22 +56,22 @@ def ssim_loss(a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[A
 
     As `ssim_y`, but Y is not rounded and negative terms count, so that all has a gradient.
     """
-    luminance, structure = _ssim_factors(a, b, lambda y: y)
+    check_pair(a, b)
+    luminance, structure = _ssim_factors(luma(a), luma(b))
     return 1 - jnp.mean(luminance * structure, axis=(1, 2))
 
 
 def _ssim_factors(
-    a: Array, b: Array, round_fn: Callable[[Array], Array]
+    a: Float[Array, "b h w"], b: Float[Array, "b h w"]
 ) -> tuple[Float[Array, "b h2 w2"], Float[Array, "b h2 w2"]]:
-    """Compare luminance, and contrast with structure, in every window."""
-    check_pair(a, b)
+    """Compare luminance, and contrast with structure, of two lumas in every window."""
     if min(a.shape[1:3]) < SSIM_WINDOW:
         raise ValueError(
             f"SSIM needs sides of at least {SSIM_WINDOW} pixels, not {a.shape[1]}x{a.shape[2]}"
         )
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     middle = 128.0  # centred, as a variance is a small difference of squares
-    x, y = round_fn(luma(a)) - middle, round_fn(luma(b)) - middle
+    x, y = a - middle, b - middle
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = window_means(jnp.stack([x, y, x * x, y * y, x * y]))
     variance_sum = mean_xx - mean_x**2 + mean_yy - mean_y**2
     covariance = mean_xy - mean_x * mean_y
