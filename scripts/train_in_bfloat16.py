@@ -158,6 +158,8 @@ def check(config: ConfigDict, remat: str) -> None:
 def make_grad_fn(config: ConfigDict, timestep: int, dtype: torch.dtype) -> Callable[..., Any]:
     """Build `(params, lpips, inputs) -> (loss, terms, gradient of params)` on arrays of JAX."""
     model = config.model.to_dict()
+    # Before the callback: the training loop lets nothing of JAX go to the devices in it.
+    wave = as_tensor(timestep_embedding(jnp.array([timestep]), model["width"], jnp.float32))
     weight = config.loss.lpips_weight
     vgg: dict[str, Tensor] = {}  # converted at the first call: it never changes
 
@@ -174,7 +176,7 @@ def make_grad_fn(config: ConfigDict, timestep: int, dtype: torch.dtype) -> Calla
         moves = tensors.pop("moves")
         images = {name: rearrange(x, "b h w c -> b c h w") for name, x in tensors.items()}
         hr = images.pop("hr")
-        predicted = denoise(leaves, model, timestep, dtype, **images)
+        predicted = denoise(leaves, model, wave, dtype, **images)
         terms = {
             "mse": (predicted - hr).square().mean((1, 2, 3)),
             "lpips": lpips_vgg(vgg, move(predicted.clamp(-1, 1), moves), move(hr, moves), dtype),
@@ -191,14 +193,17 @@ def make_grad_fn(config: ConfigDict, timestep: int, dtype: torch.dtype) -> Calla
 def denoise(
     params: Params,
     model: Mapping[str, Any],
-    timestep: int,
+    wave: Tensor,
     dtype: torch.dtype,
     x_t: Tensor,
     condition: Tensor,
     estimate: Tensor,
     bicubic: Tensor,
 ) -> Tensor:
-    """Compute `swin_unet.SwinUNet` on NCHW images; returns float32."""
+    """Compute `swin_unet.SwinUNet` on NCHW images; returns float32.
+
+    `wave` is the timestep's `swin_unet.timestep_embedding`.
+    """
 
     def weight(name: str) -> Tensor:
         return params[name].to(dtype)
@@ -260,8 +265,7 @@ def denoise(
     def up(x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=2, mode="nearest")
 
-    wave = timestep_embedding(jnp.array([timestep]), model["width"], jnp.float32)
-    embedding = dense(as_tensor(wave).to(dtype), "time_0")
+    embedding = dense(wave.to(dtype), "time_0")
     embedding = dense(F.silu(embedding), "time_1")
     u = torch.cat([x_t, condition], 1).to(dtype, memory_format=torch.channels_last)
     u = conv(u, "stem")
