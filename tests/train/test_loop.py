@@ -143,10 +143,12 @@ def test_stop_and_resume_equals_uninterrupted(config, finished, workdir):
     shutil.rmtree(workdir / "model")
     train_and_evaluate(config, workdir)
     assert [line["step"] for line in metrics(workdir)] == [*range(1, 31), 30]  # the evaluation's
+    once, again, halfway = (
+        checkpoint(*place) for place in ((finished, 30), (workdir, 30), (finished, 15))
+    )
     for item in ("state", "model"):
-        once, again = checkpoint(finished, 30)[item], checkpoint(workdir, 30)[item]
-        jax.tree.map(np.testing.assert_array_equal, again, once)
-    kernels = [checkpoint(finished, step)["state"]["params"]["stem"]["kernel"] for step in (15, 30)]
+        jax.tree.map(np.testing.assert_array_equal, again[item], once[item])
+    kernels = [each["state"]["params"]["stem"]["kernel"] for each in (once, halfway)]
     assert not np.array_equal(*kernels)
     jax.tree.map(
         np.testing.assert_array_equal,
